@@ -1,0 +1,216 @@
+"""The one wrapper between environments and agents: replies in, observations and shaped rewards out.
+
+Penalties and limits are those of the paper's table 4; the wrapper owns them for every environment alike, so an
+environment's own step limit should be lifted.
+"""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import gymnasium as gym
+import numpy as np
+
+from lightning_vlmq.envs.pictures import encode_png
+from lightning_vlmq.envs.text import TextTask
+from lightning_vlmq.parsing import ActionParser, TagParser
+from lightning_vlmq.turns import Observation
+
+__all__ = ["AgentEnv", "Outcome"]
+
+_NO_SYNTAX = "Your last reply did not follow the syntax."
+_NO_ACTION = "Your last reply was not a valid action."
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a reply.
+
+    Attributes:
+        observation: What the agent sees next; the last observation where the episode is over.
+        action: The action text that was read from the reply; empty if invalid.
+        valid: True if the reply was a valid action.
+        reward: Reward with penalties, the one to learn from.
+        env_reward: The environment's own reward, unscaled; 0 where the reply was invalid.
+        terminated: True if the episode ended for good: by the environment or by a limit with its penalty.
+        truncated: True if the environment cut the episode without meaning.
+        goal: True if the environment's goal was reached by this reply.
+    """
+
+    observation: Observation
+    action: str
+    valid: bool
+    reward: float
+    env_reward: float
+    terminated: bool
+    truncated: bool
+    goal: bool
+
+
+class AgentEnv:
+    """Plays an environment in text.
+
+    An invalid reply does not reach the environment: it costs ``invalid_penalty``, and the next observation repeats the
+    picture with an error message. Too many invalid replies in a row, and ``step_limit`` replies without an end, end
+    the episode for good (discount 0) with ``end_penalty`` on top; where both come at once it is paid once. An
+    environment's own truncation is passed on without a penalty.
+
+    Args:
+        env: Environment that implements :class:`~lightning_vlmq.envs.text.TextTask`, its own step limit lifted.
+        parser: Finds the action in a reply; ``None`` for ``TagParser()``.
+        invalid_penalty: Reward of an invalid reply.
+        invalid_limit: Invalid replies in a row that end the episode; 0 for no limit.
+        step_limit: Replies that end the episode; 0 for no limit.
+        end_penalty: Added to the reward where a limit ends the episode.
+        reward_scale: Factor on the environment's own reward.
+
+    Raises:
+        ValueError: If the environment does not speak text, or a limit is negative.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        *,
+        parser: ActionParser | None = None,
+        invalid_penalty: float = -2.0,
+        invalid_limit: int = 3,
+        step_limit: int = 10,
+        end_penalty: float = -10.0,
+        reward_scale: float = 1.0,
+    ) -> None:
+        missing = [name for name in _TEXT_MEMBERS if not hasattr(env, name)]
+        if missing:
+            raise ValueError(f"env {type(env).__name__} lacks {', '.join(missing)}: implement envs.text.TextTask")
+        if invalid_limit < 0 or step_limit < 0:
+            raise ValueError(f"invalid_limit {invalid_limit}, step_limit {step_limit}: use 0 for no limit")
+        self.env = env
+        self.parser: ActionParser = TagParser() if parser is None else parser
+        self.invalid_penalty = invalid_penalty
+        self.invalid_limit = invalid_limit
+        self.step_limit = step_limit
+        self.end_penalty = end_penalty
+        self.reward_scale = reward_scale
+        self._task = cast(TextTask, env)
+        self._seeds = np.random.default_rng()
+        self._seed = 0
+        self._steps = self._invalid = 0
+        self._over = True
+
+    @property
+    def name(self) -> str:
+        """Name of the environment."""
+        return self._task.name
+
+    @property
+    def seed(self) -> int:
+        """Seed of the episode, also where ``reset`` was given none: it repeats the episode."""
+        return self._seed
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Observation:
+        """Start an episode.
+
+        Args:
+            seed: Seeds the episode and the random actions; ``None`` draws the next seed of a series that the last
+                seed given began.
+            options: Options of the environment's own ``reset``.
+
+        Returns:
+            The first observation.
+        """
+        if seed is not None:
+            self._seeds = np.random.default_rng(seed)
+        self._seed = int(self._seeds.integers(2**31)) if seed is None else seed
+        # A stream of its own: the environment draws from default_rng(seed), and its draws must tell nothing here.
+        self._random = np.random.default_rng([1, self._seed])
+        self.env.reset(seed=self._seed, options=options)
+        self._steps = self._invalid = 0
+        self._over = False
+        return self._observe("")
+
+    def step(self, reply: str) -> Outcome:
+        """Execute a reply, any text.
+
+        Args:
+            reply: The agent's complete reply.
+
+        Returns:
+            What came of it.
+
+        Raises:
+            ValueError: If the episode is over.
+        """
+        if self._over:
+            raise ValueError(f"the episode of {self.name} is over: call reset() before step()")
+        text = self.parser.parse(reply)
+        action = None if text is None else self._task.parse(text)
+        valid, terminated, truncated, goal, env_reward = action is not None, False, False, False, 0.0
+        self._steps += 1
+        if valid:
+            _, own_reward, terminated, truncated, _ = self.env.step(action)
+            env_reward = float(own_reward)
+            reward = self.reward_scale * env_reward
+            goal = self._task.goal_reached()
+            self._invalid = 0
+        else:
+            reward = self.invalid_penalty
+            self._invalid += 1
+        at_limit = self._invalid == self.invalid_limit > 0 or self._steps == self.step_limit
+        if at_limit and not (terminated or truncated):
+            reward += self.end_penalty
+            terminated = True
+        self._over = bool(terminated or truncated)
+        return Outcome(
+            observation=self._observe("" if valid else _NO_SYNTAX if text is None else _NO_ACTION),
+            action=text if valid and text is not None else "",
+            valid=valid,
+            reward=reward,
+            env_reward=env_reward,
+            terminated=bool(terminated),
+            truncated=bool(truncated and not terminated),
+            goal=goal,
+        )
+
+    def random_action(self) -> str:
+        """Return the text of an action, uniform over those valid now; ``parser.format`` makes it a reply."""
+        actions = self._task.valid_actions()
+        return actions[int(self._random.integers(len(actions)))]
+
+    def expert_action(self) -> str | None:
+        """Return the text of the environment's expert action, or ``None`` where there is none."""
+        return self._task.expert_action()
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close()
+
+    def _observe(self, error: str) -> Observation:
+        """Describe the present state."""
+        task = self._task
+        return Observation(
+            objective=task.objective,
+            actions=task.actions,
+            example=task.example,
+            text=task.text(),
+            images=tuple(encode_png(picture) for picture in task.images()),
+            summary=task.summary(),
+            error=error,
+            step=self._steps,
+            step_limit=self.step_limit,
+            invalid_streak=self._invalid,
+            invalid_limit=self.invalid_limit,
+        )
+
+
+_TEXT_MEMBERS = (
+    "name",
+    "objective",
+    "actions",
+    "example",
+    "images",
+    "text",
+    "summary",
+    "parse",
+    "valid_actions",
+    "expert_action",
+    "goal_reached",
+)

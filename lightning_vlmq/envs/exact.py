@@ -1,0 +1,347 @@
+"""Exact scores and action values by dynamic programming: scoreboards without sampling noise.
+
+NumberLine has 30 start pairs and Blackjack 280 states, so a policy that is read out over all of them can be scored
+exactly. All rewards are the environments' own; the step limit of NumberLine is the wrapper's.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+
+from lightning_vlmq.envs.blackjack import BlackjackState, card_value, hand_value, optimal_action
+from lightning_vlmq.envs.cards import RANKS
+
+__all__ = [
+    "BlackjackScore",
+    "HandOptions",
+    "NumberLineScore",
+    "blackjack_q",
+    "blackjack_states",
+    "numberline_pairs",
+    "numberline_q",
+    "optimal_blackjack",
+    "optimal_blackjack_policy",
+    "optimal_numberline",
+    "sample_hands",
+    "score_blackjack",
+    "score_numberline",
+]
+
+NumberLinePolicy = Callable[[int, int], "float | str"]
+"""From (current, target) to the probability of ``+``, or to an action's text."""
+
+_CARDS = tuple((value, 4 / 13 if value == 10 else 1 / 13) for value in range(1, 11))
+
+
+# --- NumberLine -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NumberLineScore:
+    """Score of a NumberLine policy that always gives valid actions.
+
+    Attributes:
+        goal_reached: Probability of reaching the goal within the step limit.
+        return_above_0: Probability of a return above 0, the original's "success".
+        mean_return: Expected sum of the environment's own rewards.
+        mean_steps: Expected number of steps.
+        shortest_pairs: Start pairs (of 30) that are surely solved by the shortest way.
+    """
+
+    goal_reached: float
+    return_above_0: float
+    mean_return: float
+    mean_steps: float
+    shortest_pairs: int
+
+
+def numberline_pairs() -> dict[tuple[int, int], float]:
+    """Return the probability of each start pair (current, target): 30 pairs, not all alike."""
+    pairs: dict[tuple[int, int], float] = {}
+    for start in range(6):
+        for drawn in range(6):
+            pair = (start, (drawn + 1) % 5 if drawn == start else drawn)
+            pairs[pair] = pairs.get(pair, 0.0) + 1 / 36
+    return dict(sorted(pairs.items()))
+
+
+def optimal_numberline(current: int, target: int) -> str:
+    """Return the action of the shortest way, the policy with the highest score."""
+    return "+" if current < target else "-"
+
+
+def score_numberline(policy: NumberLinePolicy, step_limit: int = 10) -> NumberLineScore:
+    """Score a policy over the distribution of start pairs.
+
+    Args:
+        policy: From (current, target) to the probability of ``+``, or to ``+`` or ``-``.
+        step_limit: Steps that end an episode.
+
+    Returns:
+        The exact score.
+    """
+
+    @functools.cache
+    def play(current: int, target: int, left: int, errors: int) -> tuple[float, float, float, float]:
+        """Expected (goal reached, return above 0, return to go, steps to go)."""
+        if left == 0:
+            return 0.0, 0.0, 0.0, 0.0
+        plus, result = _plus(policy(current, target)), np.zeros(4)
+        for chance, move in ((plus, 1), (1 - plus, -1)):
+            following, reward = _move(current, target, move)
+            if following == target:
+                result += chance * np.array([1.0, float(errors == 0), 1.0, 1.0])
+            elif chance:
+                after = play(following, target, left - 1, errors + (reward < 0))
+                result += chance * (np.array(after) + [0.0, 0.0, reward, 1.0])
+        goal, above, value, steps = (float(x) for x in result)
+        return goal, above, value, steps
+
+    total, shortest = np.zeros(4), 0
+    for (start, target), chance in numberline_pairs().items():
+        result = play(start, target, step_limit, 0)
+        total += chance * np.array(result)
+        shortest += result[1] > 1 - 1e-9
+    goal, above, value, steps = (float(x) for x in total)
+    return NumberLineScore(goal, above, value, steps, shortest)
+
+
+def numberline_q(
+    policy: NumberLinePolicy, discount: float = 1.0, step_limit: int = 10, end_penalty: float = -10.0
+) -> dict[tuple[int, int, int], dict[str, float]]:
+    """Return the action values of a policy under the wrapper's rewards, all replies being valid.
+
+    Args:
+        policy: As for :func:`score_numberline`.
+        discount: Discount of a whole turn.
+        step_limit: Replies that end the episode.
+        end_penalty: Added where the step limit ends it.
+
+    Returns:
+        From (current, target, replies given so far) to the values of ``+`` and ``-``.
+    """
+    values: dict[tuple[int, int, int], dict[str, float]] = {}
+    for step in reversed(range(step_limit)):
+        for current, target in numberline_pairs():
+            entry = {}
+            for action, move in (("+", 1), ("-", -1)):
+                following, value = _move(current, target, move)
+                if following != target:
+                    if step == step_limit - 1:
+                        value += end_penalty
+                    else:
+                        plus, ahead = _plus(policy(following, target)), values[following, target, step + 1]
+                        value += discount * (plus * ahead["+"] + (1 - plus) * ahead["-"])
+                entry[action] = value
+            values[current, target, step] = entry
+    return values
+
+
+def _move(current: int, target: int, move: int) -> tuple[int, float]:
+    """Return the following number and the reward."""
+    following = min(5, max(0, current + move))
+    if following == target:
+        return following, 1.0
+    return following, 0.0 if abs(target - following) < abs(target - current) else -1.0
+
+
+def _plus(choice: float | str) -> float:
+    """Return the probability of ``+``."""
+    if isinstance(choice, str):
+        if choice not in ("+", "-"):
+            raise ValueError(f"policy returned {choice!r}: return '+', '-' or the probability of '+'")
+        return float(choice == "+")
+    return float(choice)
+
+
+# --- Blackjack ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BlackjackScore:
+    """Score of a Blackjack policy.
+
+    Attributes:
+        win: Probability of a win (goal reached, return above 0).
+        lose: Probability of a loss.
+        draw: Probability of a draw.
+        mean_return: Expected return, ``win - lose``.
+    """
+
+    win: float
+    lose: float
+    draw: float
+    mean_return: float
+
+
+class HandOptions(TypedDict):
+    """Options of ``Blackjack.reset`` that set the hands."""
+
+    player: list[str]
+    dealer: str
+
+
+def blackjack_states() -> list[BlackjackState]:
+    """Return the 280 states in which a player decides: hard 4 to 21 and soft 12 to 21, each against 10 cards."""
+    hands = [(total, False) for total in range(4, 22)] + [(total, True) for total in range(12, 22)]
+    return [BlackjackState(total, soft, dealer) for total, soft in hands for dealer in range(1, 11)]
+
+
+def score_blackjack(hit_probability: Mapping[BlackjackState, float]) -> BlackjackScore:
+    """Score a policy from the deal on.
+
+    Args:
+        hit_probability: Probability of ``hit`` in each of :func:`blackjack_states` (keys may be plain tuples).
+
+    Returns:
+        The exact score.
+
+    Raises:
+        ValueError: If a state is missing.
+    """
+    missing = [state for state in blackjack_states() if state not in hit_probability]
+    if missing:
+        raise ValueError(f"hit_probability lacks {len(missing)} of 280 states, such as {missing[0]}: give all of them")
+    value = _evaluator(hit_probability)
+    total = np.zeros(3)
+    for dealer, dealer_chance in _CARDS:
+        for first, first_chance in _CARDS:
+            for second, second_chance in _CARDS:
+                state = BlackjackState(*hand_value((first, second)), dealer)
+                total += dealer_chance * first_chance * second_chance * value(state)
+    win, lose, draw = (float(x) for x in total)
+    return BlackjackScore(win, lose, draw, win - lose)
+
+
+def blackjack_q(
+    hit_probability: Mapping[BlackjackState, float], discount: float = 1.0
+) -> dict[BlackjackState, dict[str, float]]:
+    """Return the action values of a policy.
+
+    Args:
+        hit_probability: As for :func:`score_blackjack`.
+        discount: Discount of a whole turn.
+
+    Returns:
+        From each state to the values of ``hit`` and ``stand``.
+    """
+
+    @functools.cache
+    def q(state: BlackjackState) -> tuple[float, float]:
+        stand = _stand(state.total, state.dealer)
+        hit = 0.0
+        for card, chance in _CARDS:
+            following = _hit(state, card)
+            if following is None:
+                hit -= chance
+            else:
+                ahead, probability = q(following), hit_probability[following]
+                hit += chance * discount * (probability * ahead[0] + (1 - probability) * ahead[1])
+        return hit, float(stand[0] - stand[1])
+
+    return {state: dict(zip(("hit", "stand"), q(state), strict=True)) for state in blackjack_states()}
+
+
+def optimal_blackjack_policy() -> dict[BlackjackState, float]:
+    """Return the hit probabilities of the optimal rule."""
+    return {state: float(optimal_action(state) == "hit") for state in blackjack_states()}
+
+
+def optimal_blackjack() -> BlackjackScore:
+    """Return the highest mean return there is, with its win rate."""
+    return score_blackjack(optimal_blackjack_policy())
+
+
+def sample_hands(state: BlackjackState, rng: np.random.Generator, count: int) -> list[HandOptions]:
+    """Draw hands of a state as natural play reaches it: two cards and hits until the state is met.
+
+    Args:
+        state: One of :func:`blackjack_states`.
+        rng: Source of randomness.
+        count: Number of hands.
+
+    Returns:
+        Options for ``Blackjack.reset``; cards worth ten are drawn as J, Q or K.
+
+    Raises:
+        ValueError: If the state is none of a deciding player's.
+    """
+    if state not in blackjack_states():
+        raise ValueError(f"state {tuple(state)} is unknown: choose from blackjack_states()")
+    state = BlackjackState(*state)
+    hands: list[HandOptions] = []
+    while len(hands) < count:
+        values = np.minimum(rng.integers(1, 14, size=24), 10).tolist()
+        for size in range(2, 22):
+            total, soft = hand_value(values[:size])
+            if (total, soft) == (state.total, state.soft):
+                looks = [_look(value, rng) for value in [*values[:size], state.dealer]]
+                hands.append({"player": looks[:-1], "dealer": looks[-1]})
+            if total > 21 or (not soft and total >= state.total):
+                break
+    return hands
+
+
+def _look(value: int, rng: np.random.Generator) -> str:
+    """Return a rank that counts so much, as the environment draws it."""
+    ranks = [rank for rank in RANKS if card_value(rank) == value and rank != "10"]
+    return ranks[int(rng.integers(len(ranks)))]
+
+
+def _evaluator(
+    hit_probability: Mapping[BlackjackState, float],
+) -> Callable[[BlackjackState], np.ndarray[tuple[int], np.dtype[np.float64]]]:
+    """Return a function from a state to the probabilities (win, lose, draw) under the policy."""
+
+    @functools.cache
+    def value(state: BlackjackState) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        probability = float(hit_probability[state])
+        result = (1 - probability) * np.array(_stand(state.total, state.dealer))
+        if probability:
+            for card, chance in _CARDS:
+                following = _hit(state, card)
+                result += probability * chance * (np.array([0.0, 1.0, 0.0]) if following is None else value(following))
+        return result
+
+    return value
+
+
+def _hit(state: BlackjackState, card: int) -> BlackjackState | None:
+    """Return the state after a card, ``None`` if it is over 21."""
+    total = state.total + card
+    if card == 1 and total + 10 <= 21:
+        return BlackjackState(total + 10, True, state.dealer)
+    if total <= 21:
+        return BlackjackState(total, state.soft, state.dealer)
+    return BlackjackState(total - 10, False, state.dealer) if state.soft else None
+
+
+@functools.cache
+def _stand(total: int, dealer: int) -> tuple[float, float, float]:
+    """Return the probabilities (win, lose, draw) of standing."""
+    win = lose = draw = 0.0
+    for final, chance in _dealer_totals(*hand_value((dealer,))).items():
+        if final > 21 or final < total:
+            win += chance
+        elif final > total:
+            lose += chance
+        else:
+            draw += chance
+    return win, lose, draw
+
+
+@functools.cache
+def _dealer_totals(total: int, soft: bool) -> dict[int, float]:
+    """Return the distribution of the dealer's final total, 22 for a bust; the dealer stands on soft 17."""
+    if total >= 17:
+        return {total: 1.0}
+    totals: dict[int, float] = {}
+    for card, chance in _CARDS:
+        following = _hit(BlackjackState(total, soft, 0), card)
+        ahead = {22: 1.0} if following is None else _dealer_totals(following.total, following.soft)
+        for final, part in ahead.items():
+            totals[final] = totals.get(final, 0.0) + chance * part
+    return totals

@@ -1,0 +1,153 @@
+"""From an observation to chat messages: everything a model reads is rendered here, nothing of it is stored.
+
+The order is the paper's: the objective, the documented actions, an example of the syntax, then what the
+environment says. The counters stand in the prompt because they end episodes and are not in the picture.
+"""
+
+import string
+from typing import Any, Literal, TypeAlias
+
+from lightning_vlmq.parsing import ActionParser, TagParser
+from lightning_vlmq.turns import Observation
+
+__all__ = ["ActionPrompt", "Messages", "PromptMethod", "forced_prefix"]
+
+ActionPrompt: TypeAlias = Literal["agent", "minimum"]
+"""``agent``: the model answers freely; ``minimum``: its reply is begun with the parser's prefix."""
+
+Messages: TypeAlias = list[dict[str, Any]]
+"""Messages as ``apply_chat_template`` takes them."""
+
+_FIELDS = (
+    "objective",
+    "actions",
+    "example",
+    "text",
+    "summary",
+    "error",
+    "counters",
+    "step",
+    "step_limit",
+    "invalid_streak",
+    "invalid_limit",
+)
+
+
+class PromptMethod:
+    """Renders an :class:`~lightning_vlmq.turns.Observation` as one user message: pictures and text.
+
+    Args:
+        parser: The syntax in which the model should reply; ``None`` for ``TagParser()``.
+        image_first: True shows the pictures before the text, False behind it.
+        use_summary: True leaves the pictures out and shows the environment's privileged description instead, for
+            collectors that read text only.
+        counters: True shows how many replies were given and how many in a row were invalid, with their limits.
+        template: A text of your own with named fields in braces instead of the standard one: ``objective``,
+            ``actions``, ``example`` (a complete reply), ``text``, ``summary``, ``error``, ``counters``, ``step``,
+            ``step_limit``, ``invalid_streak``, ``invalid_limit``. Double braces for a literal brace.
+
+    Raises:
+        ValueError: If the template has unknown fields or does not parse.
+    """
+
+    def __init__(
+        self,
+        parser: ActionParser | None = None,
+        image_first: bool = True,
+        use_summary: bool = False,
+        counters: bool = True,
+        template: str | None = None,
+    ) -> None:
+        self.parser: ActionParser = TagParser() if parser is None else parser
+        self.image_first = image_first
+        self.use_summary = use_summary
+        self.counters = counters
+        self.template = template
+        if template is not None:
+            _check_template(template)
+            self.text(Observation())
+
+    def messages(self, observation: Observation) -> Messages:
+        """Render the messages of a turn.
+
+        Args:
+            observation: What the agent sees.
+
+        Returns:
+            One user message whose content holds one ``{"type": "image"}`` per picture, in the order of
+            :meth:`images`, and one ``{"type": "text"}``.
+        """
+        pictures: list[dict[str, Any]] = [{"type": "image"} for _ in self.images(observation)]
+        words: list[dict[str, Any]] = [{"type": "text", "text": self.text(observation)}]
+        return [{"role": "user", "content": pictures + words if self.image_first else words + pictures}]
+
+    def images(self, observation: Observation) -> tuple[bytes, ...]:
+        """Return the pictures (PNG bytes) that belong to :meth:`messages`."""
+        return () if self.use_summary else observation.images
+
+    def text(self, observation: Observation) -> str:
+        """Render the text of :meth:`messages`.
+
+        Raises:
+            ValueError: If a field of the template has a format that its value does not take.
+        """
+        example = self.parser.format(observation.example)
+        if self.template is not None:
+            values = {name: getattr(observation, name, "") for name in _FIELDS}
+            values |= {"example": example, "counters": _counters(observation)}
+            try:
+                return self.template.format(**values)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"template {self.template!r} cannot be filled: {error}") from error
+        parts = [
+            observation.objective,
+            f"Actions: {observation.actions}" if observation.actions else "",
+            f"Reply like: {example}",
+            observation.text,
+            observation.summary if self.use_summary else "",
+            observation.error,
+            _counters(observation) if self.counters else "",
+        ]
+        return "\n".join(part for part in parts if part)
+
+
+def forced_prefix(action_prompt: ActionPrompt, parser: ActionParser) -> str:
+    """Return the text with which an action prompt begins the reply for the model.
+
+    Args:
+        action_prompt: ``agent`` or ``minimum``.
+        parser: The parser of the reply.
+
+    Returns:
+        The forced beginning of the reply, empty for ``agent``.
+
+    Raises:
+        ValueError: If the action prompt is unknown.
+    """
+    if action_prompt == "agent":
+        return ""
+    if action_prompt == "minimum":
+        return parser.prefix
+    raise ValueError(f"action prompt {action_prompt!r} is unknown: choose agent or minimum")
+
+
+def _counters(observation: Observation) -> str:
+    """Write for instance ``Step 2 of 10. Invalid 0 of 3.``; a counter without limit is left out."""
+    parts = []
+    if observation.step_limit:
+        parts.append(f"Step {observation.step} of {observation.step_limit}.")
+    if observation.invalid_limit:
+        parts.append(f"Invalid {observation.invalid_streak} of {observation.invalid_limit}.")
+    return " ".join(parts)
+
+
+def _check_template(template: str) -> None:
+    """Raise if a template does not parse or has fields that are not ours."""
+    try:
+        fields = [(name, form or "") for _, name, form, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"template {template!r} does not parse: {error} (write {{{{ for a literal brace)") from error
+    unknown = sorted({name for name, form in fields if name not in _FIELDS or "{" in form})
+    if unknown:
+        names = ", ".join(repr(name) for name in unknown)
+        raise ValueError(f"template has unknown fields {names}: use {', '.join(_FIELDS)}")

@@ -69,7 +69,7 @@ class AgentEnv:
 
     def __init__(
         self,
-        env: gym.Env[Any, Any],
+        env: gym.Env,  # type: ignore[type-arg]  # with arguments, jsonargparse refuses an environment's own options
         *,
         parser: ActionParser | None = None,
         invalid_penalty: float = -2.0,
@@ -92,6 +92,7 @@ class AgentEnv:
         self.reward_scale = reward_scale
         self._task = cast(TextTask, env)
         self._seeds = np.random.default_rng()
+        self._random = np.random.default_rng()
         self._seed = 0
         self._steps = self._invalid = 0
         self._over = True

@@ -95,8 +95,8 @@ def score_numberline(policy: NumberLinePolicy, step_limit: int = 10) -> NumberLi
             if following == target:
                 result += chance * np.array([1.0, float(errors == 0), 1.0, 1.0])
             elif chance:
-                after = play(following, target, left - 1, errors + (reward < 0))
-                result += chance * (np.array(after) + [0.0, 0.0, reward, 1.0])
+                goal, above, value, steps = play(following, target, left - 1, errors + (reward < 0))
+                result += chance * np.array([goal, above, value + reward, steps + 1])
         goal, above, value, steps = (float(x) for x in result)
         return goal, above, value, steps
 

@@ -69,7 +69,7 @@ class AgentEnv:
 
     def __init__(
         self,
-        env: gym.Env,  # type: ignore[type-arg]  # with arguments, jsonargparse refuses an environment's own options
+        env: gym.Env,  # no type arguments: with them jsonargparse refuses an environment's own options
         *,
         parser: ActionParser | None = None,
         invalid_penalty: float = -2.0,

@@ -52,7 +52,10 @@ class _PngCache:
     def encode(self, picture: Picture) -> bytes:
         """Encode a picture, or return what was encoded before."""
         pixels = np.ascontiguousarray(picture)
-        key = hashlib.blake2b(pixels.data, digest_size=16, person=f"{pixels.shape}".encode()[:16]).digest()
+        # SHA-256 has processor instructions: half the time of blake2b on 270 KB.
+        digest = hashlib.sha256(pixels.data, usedforsecurity=False)
+        digest.update(f"{pixels.shape}".encode())
+        key = digest.digest()
         encoded = self._encoded.get(key)
         if encoded is not None:
             self._encoded.move_to_end(key)

@@ -1,0 +1,101 @@
+import pytest
+from jsonargparse import ArgumentParser
+
+from lightning_vlmq.parsing import JsonParser, TagParser
+from lightning_vlmq.prompts import PromptMethod, forced_prefix
+from lightning_vlmq.turns import Observation
+
+OBSERVATION = Observation(
+    objective="Make Current equal to Target.",
+    actions="+ raises Current by one, - lowers it by one.",
+    example="+",
+    images=(b"one", b"two"),
+    summary="Target: 3. Current: 5.",
+    step=2,
+    step_limit=10,
+    invalid_streak=1,
+    invalid_limit=3,
+)
+
+GOLDEN = """\
+Make Current equal to Target.
+Actions: + raises Current by one, - lowers it by one.
+Reply like: [action] +
+Step 2 of 10. Invalid 1 of 3."""
+
+
+def test_golden_messages():
+    assert PromptMethod().messages(OBSERVATION) == [
+        {"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": GOLDEN}]}
+    ]
+    assert PromptMethod().images(OBSERVATION) == (b"one", b"two")
+
+
+def test_error_and_text_stand_between_syntax_and_counters():
+    observation = Observation(actions="up", example="up", text="A door.", error="Bad reply.", step_limit=5)
+    expected = "Actions: up\nReply like: [action] up\nA door.\nBad reply.\nStep 0 of 5."
+    assert PromptMethod().text(observation) == expected
+
+
+def test_image_last():
+    content = PromptMethod(image_first=False).messages(OBSERVATION)[0]["content"]
+    assert [part["type"] for part in content] == ["text", "image", "image"]
+
+
+def test_summary_replaces_pictures():
+    method = PromptMethod(use_summary=True, counters=False)
+    text = GOLDEN.replace("Step 2 of 10. Invalid 1 of 3.", "Target: 3. Current: 5.")
+    assert method.messages(OBSERVATION) == [{"role": "user", "content": [{"type": "text", "text": text}]}]
+    assert method.images(OBSERVATION) == ()
+
+
+def test_agents_never_read_the_summary():
+    assert "Target: 3" not in PromptMethod().text(OBSERVATION)
+
+
+def test_parser_decides_the_example():
+    assert 'Reply like: {"action": "+"}' in PromptMethod(JsonParser()).text(OBSERVATION)
+
+
+def test_template():
+    method = PromptMethod(template="{{{objective}}} {example} ({step}/{step_limit}) {counters}{text}")
+    assert method.text(OBSERVATION) == (
+        "{Make Current equal to Target.} [action] + (2/10) Step 2 of 10. Invalid 1 of 3."
+    )
+    assert PromptMethod(template="{text}").text(Observation(text="{x} {{")) == "{x} {{"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{objektive} {text} {goal}", "unknown fields 'goal', 'objektive'"),
+        ("{text.__class__}", "unknown fields"),
+        ("{}", "unknown fields ''"),
+        ("{step:{text}}", "unknown fields 'step'"),
+        ("{text", "does not parse"),
+        ("{text:d}", "cannot be filled"),
+    ],
+)
+def test_bad_templates_are_refused_at_once(template, message):
+    with pytest.raises(ValueError, match=message):
+        PromptMethod(template=template)
+
+
+def test_forced_prefix():
+    assert forced_prefix("agent", TagParser()) == ""
+    assert forced_prefix("minimum", TagParser("<a>")) == "<a>"
+    with pytest.raises(ValueError, match="'partial' is unknown"):
+        forced_prefix("partial", TagParser())
+
+
+def test_from_a_configuration():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(PromptMethod, "prompt")
+    syntax = {"class_path": "lightning_vlmq.parsing.JsonParser", "init_args": {"key": "do"}}
+    init_args = {"parser": syntax, "counters": False}
+    config = parser.parse_object(
+        {"prompt": {"class_path": "lightning_vlmq.prompts.PromptMethod", "init_args": init_args}}
+    )
+    method = parser.instantiate_classes(config).prompt
+    assert method.parser.format("+") == '{"do": "+"}'
+    assert not method.counters

@@ -3,6 +3,7 @@ import io
 import gymnasium as gym
 import numpy as np
 import pytest
+from jsonargparse import ArgumentParser
 from PIL import Image
 
 from lightning_vlmq.envs.agent import AgentEnv
@@ -166,3 +167,13 @@ def test_environments_without_text_are_refused():
         AgentEnv(gym.Env())
     with pytest.raises(ValueError, match="use 0 for no limit"):
         AgentEnv(NumberLine(), step_limit=-1)
+
+
+def test_from_a_configuration():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(AgentEnv, "agent")
+    inner = {"class_path": "lightning_vlmq.envs.numberline.NumberLine", "init_args": {"font_sizes": [20, 40]}}
+    syntax = {"class_path": "lightning_vlmq.parsing.TagParser", "init_args": {"tag": "<a>"}}
+    config = {"class_path": "lightning_vlmq.envs.agent.AgentEnv", "init_args": {"env": inner, "parser": syntax}}
+    env = parser.instantiate_classes(parser.parse_object({"agent": config})).agent
+    assert (env.env.font_sizes, env.parser.prefix, env.step_limit) == ((20, 40), "<a>", 10)

@@ -1,0 +1,228 @@
+"""Turns to tokens: the only place where a turn becomes the input of a model.
+
+``T`` is the longest reply of a batch, ``S`` the longest prompt with its reply, ``B`` the number of turns and
+``B'`` those among them whose successor's value is needed (episodes that went on).
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_vlmq.features import FeatureCache
+from lightning_vlmq.prompts import PromptMethod
+from lightning_vlmq.turns import Observation, Turn
+from lightning_vlmq.vlm import VLM
+
+__all__ = ["TokenBatch", "TurnEncoder"]
+
+
+class TokenBatch(NamedTuple):
+    """A batch of turns as tokens; every mask is boolean.
+
+    Attributes:
+        inputs: Model inputs of prompt + reply, padded on the right: ``input_ids``, ``attention_mask``
+            ``[B, S]``, ``image_features`` ``[sum N, D]``.
+        next_inputs: The same of the next turns' prompts ``[B', S']``.
+        positions: Where the hidden state that predicts reply token i stands ``[B, T]``.
+        reply_ids: The reply's tokens ``[B, T]``, the last one normally a stop token; 0 where masked.
+        mask: True at tokens of the reply ``[B, T]``.
+        next_positions: Position of the next prompt's last token ``[B']``.
+        has_next: True where the episode went on ``[B]``; ``B'`` of them.
+        reward: Reward with penalties ``[B]``.
+        terminated: True where the episode ended for good ``[B]``.
+        imitate: True where the language loss may use the turn ``[B]``.
+        td: True where the critic may learn from the turn ``[B]``.
+        weight: Weight in both losses ``[B]``.
+        valid: True where the reply was a valid action ``[B]`` (only logged).
+        cut: True where the reply has no stop token because it was cut ``[B]`` (only logged).
+    """
+
+    inputs: dict[str, Tensor]
+    next_inputs: dict[str, Tensor]
+    positions: Tensor
+    reply_ids: Tensor
+    mask: Tensor
+    next_positions: Tensor
+    has_next: Tensor
+    reward: Tensor
+    terminated: Tensor
+    imitate: Tensor
+    td: Tensor
+    weight: Tensor
+    valid: Tensor
+    cut: Tensor
+
+
+class TurnEncoder:
+    """Renders prompts and encodes replies with the student's own template, processor and tokenizer.
+
+    Args:
+        vlm: The model that will read the tokens.
+        prompt: How observations become chat messages.
+        features: Cache of image features; made in memory if ``None``.
+        max_reply_tokens: Longest reply in tokens, stop token included.
+    """
+
+    def __init__(
+        self,
+        vlm: VLM,
+        prompt: PromptMethod | None = None,
+        *,
+        features: FeatureCache | None = None,
+        max_reply_tokens: int = 24,
+    ) -> None:
+        self.vlm = vlm
+        self.prompt = prompt or PromptMethod()
+        self.features = features or FeatureCache(vlm)
+        self.max_reply_tokens = max_reply_tokens
+        self.tokenizer_fingerprint = vlm.tokenizer_fingerprint
+        self._placeholder: str = getattr(vlm.processor, "image_token", None) or vlm.tokenizer.image_token
+        # the text of a prompt repeats (few distinct observations, many turns), its encoding need not
+        self._segments = lru_cache(maxsize=50_000)(self._encode_segments)
+
+    # -- prompts --------------------------------------------------------------------------------------------
+
+    def prompt_ids(self, observation: Observation) -> tuple[list[int], list[Tensor]]:
+        """Ids of the prompt up to where the reply begins and the features of its pictures, in order."""
+        ids, features = self._encode_prompts([observation])
+        return ids[0], features[0]
+
+    def prompts(self, observations: Sequence[Observation], prefix: str = "") -> dict[str, Tensor]:
+        """Left-padded inputs for generation.
+
+        Args:
+            observations: One a row.
+            prefix: Text that every reply begins with (action prompts), encoded after the prompt.
+        """
+        ids, features = self._encode_prompts(observations)
+        forced = self.encode_text(prefix) if prefix else []
+        return self._pad([row + forced for row in ids], features, left=True)
+
+    def _encode_prompts(self, observations: Sequence[Observation]) -> tuple[list[list[int]], list[list[Tensor]]]:
+        shown = [self.prompt.images(observation) for observation in observations]
+        encoded = iter(self.features([image for images in shown for image in images]))
+        all_ids: list[list[int]] = []
+        all_features: list[list[Tensor]] = []
+        for observation, pictures in zip(observations, shown, strict=True):
+            segments = self._segments(self._render(observation))
+            images = [next(encoded) for _ in pictures]
+            if len(segments) != len(images) + 1:
+                raise ValueError(
+                    f"the prompt shows {len(segments) - 1} of {len(images)} pictures; "
+                    f"check the prompt's template and text for {self._placeholder!r}"
+                )
+            ids = list(segments[0])
+            for image, segment in zip(images, segments[1:], strict=True):
+                ids += [*image.ids, *segment]
+            all_ids.append(ids)
+            all_features.append([image.features for image in images])
+        return all_ids, all_features
+
+    def _render(self, observation: Observation) -> str:
+        messages = self.prompt.messages(observation)
+        return str(self.vlm.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+    def _encode_segments(self, text: str) -> tuple[tuple[int, ...], ...]:
+        """Ids of the pieces between pictures; special tokens split text, so pieces can be encoded alone."""
+        return tuple(tuple(self.encode_text(piece)) for piece in text.split(self._placeholder))
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of text, nothing added."""
+        return list(self.vlm.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    # -- replies --------------------------------------------------------------------------------------------
+
+    def reply_ids(self, turn: Turn) -> list[int]:
+        """The reply's tokens: those that were sampled if our tokenizer made them, else the text encoded anew.
+
+        Raises:
+            ValueError: The reply is longer than ``max_reply_tokens``, empty, or not representable.
+        """
+        assert turn.reply is not None, "the last row of an episode has no reply"
+        where = f"turn {turn.index} of episode {turn.episode!r} ({turn.policy})"
+        if turn.reply_ids and turn.tokenizer == self.tokenizer_fingerprint:
+            ids = list(turn.reply_ids)
+        else:
+            ids = self._encoded_reply(turn.reply, where)
+            if not turn.cut:
+                ids.append(self.vlm.stop_ids[0])
+        if not ids:
+            raise ValueError(f"{where}: the reply has no tokens; set its td and imitate masks to false or drop it")
+        if len(ids) > self.max_reply_tokens:
+            raise ValueError(
+                f"{where}: the reply has {len(ids)} tokens, the limit is {self.max_reply_tokens}; "
+                f"raise max_reply_tokens or drop the turn"
+            )
+        return ids
+
+    def _encoded_reply(self, reply: str, where: str) -> list[int]:
+        ids = self.encode_text(reply)
+        unknown = self.vlm.tokenizer.unk_token_id
+        decoded = self.vlm.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        special = set(ids) & {*self.vlm.stop_ids, *self.vlm.forbidden_ids}
+        if decoded != reply or special or (unknown is not None and unknown in ids):
+            raise ValueError(
+                f"{where}: this VLM's tokenizer cannot represent the reply {reply[:60]!r} "
+                f"(it reads back as {decoded[:60]!r}); drop the turn or use another VLM"
+            )
+        return ids
+
+    # -- batches --------------------------------------------------------------------------------------------
+
+    def batch(self, turns: Sequence[Turn], successors: Sequence[Turn]) -> TokenBatch:
+        """Turns and the rows after them as one batch.
+
+        Args:
+            turns: Turns with replies.
+            successors: The next row of each; only its observation is read.
+        """
+        ids, features = self._encode_prompts([turn.observation for turn in turns])
+        replies = [self.reply_ids(turn) for turn in turns]
+        longest = max(len(reply) for reply in replies)
+        positions = torch.zeros(len(turns), longest, dtype=torch.long)
+        reply_ids = torch.zeros(len(turns), longest, dtype=torch.long)
+        mask = torch.zeros(len(turns), longest, dtype=torch.bool)
+        for row, (prompt, reply) in enumerate(zip(ids, replies, strict=True)):
+            steps = len(reply)
+            positions[row, :steps] = torch.arange(len(prompt) - 1, len(prompt) - 1 + steps)
+            reply_ids[row, :steps] = torch.tensor(reply)
+            mask[row, :steps] = True
+        # the reply's last token is predicted, never read
+        inputs = self._pad([p + r[:-1] for p, r in zip(ids, replies, strict=True)], features, left=False)
+        going_on = [not turn.terminated for turn in turns]
+        following = [after.observation for after, more in zip(successors, going_on, strict=True) if more]
+        next_ids, next_features = self._encode_prompts(following)
+        return TokenBatch(
+            inputs=inputs,
+            next_inputs=self._pad(next_ids, next_features, left=False),
+            positions=positions,
+            reply_ids=reply_ids,
+            mask=mask,
+            next_positions=torch.tensor([len(row) - 1 for row in next_ids], dtype=torch.long),
+            has_next=torch.tensor(going_on, dtype=torch.bool),
+            reward=torch.tensor([turn.reward for turn in turns], dtype=torch.float32),
+            terminated=torch.tensor([turn.terminated for turn in turns], dtype=torch.bool),
+            imitate=torch.tensor([turn.imitate for turn in turns], dtype=torch.bool),
+            td=torch.tensor([turn.td for turn in turns], dtype=torch.bool),
+            weight=torch.tensor([turn.weight for turn in turns], dtype=torch.float32),
+            valid=torch.tensor([turn.valid for turn in turns], dtype=torch.bool),
+            cut=torch.tensor([turn.cut for turn in turns], dtype=torch.bool),
+        )
+
+    def _pad(self, rows: list[list[int]], features: list[list[Tensor]], *, left: bool) -> dict[str, Tensor]:
+        width = max((len(row) for row in rows), default=0)
+        padding = self.vlm.tokenizer.pad_token_id
+        input_ids = torch.full((len(rows), width), padding, dtype=torch.long)
+        attention_mask = torch.zeros(len(rows), width, dtype=torch.long)
+        for index, row in enumerate(rows):
+            where = slice(width - len(row), width) if left else slice(0, len(row))
+            input_ids[index, where] = torch.tensor(row)
+            attention_mask[index, where] = 1
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        flat = [f for row_features in features for f in row_features]
+        if flat:
+            inputs["image_features"] = torch.cat(flat)
+        return inputs

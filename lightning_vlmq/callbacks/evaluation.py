@@ -1,0 +1,154 @@
+"""Plays episodes to see what an agent can do, during training and at its end."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+from rich.progress import track
+
+from lightning_vlmq.batches import TurnEncoder
+from lightning_vlmq.envs.agent import AgentEnv
+from lightning_vlmq.evaluation import Scores, print_scores, score_episodes
+from lightning_vlmq.policy import VLMPolicy
+from lightning_vlmq.rollout import play
+from lightning_vlmq.scoreboards import Scoreboard
+
+__all__ = ["EpisodeEvaluation", "Report"]
+
+
+class EpisodeEvaluation(L.Callback):
+    """Plays episodes whenever the trainer validates or tests and logs their scores as ``eval/...``.
+
+    The episodes' seeds lie apart from those of demonstrations, and nothing played here is stored.
+
+    Args:
+        episodes: Episodes to play.
+        temperature: Of the replies; 0 is greedy.
+        environment: Where to play; the DataModule's environment if ``None``.
+        seed: First seed of the episodes.
+    """
+
+    def __init__(
+        self,
+        episodes: int = 64,
+        temperature: float = 0.0,
+        environment: AgentEnv | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.episodes = episodes
+        self.temperature = temperature
+        self.environment = environment
+        self.seed = seed
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Plays and logs."""
+        if trainer.sanity_checking:
+            return
+        self._play(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Plays and logs."""
+        self._play(trainer, pl_module)
+
+    def _play(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        scores = _scores(trainer, self.environment, self.episodes, self.temperature, seed=self.seed)
+        for name, value in scores.items():
+            if name not in ("episodes", "turns"):
+                pl_module.log(f"eval/{name}", float(value), sync_dist=True)  # type: ignore[arg-type]
+
+
+class Report(L.Callback):
+    """Compares the data, the base VLM and the trained agent: a table at the end and ``results.json``.
+
+    Args:
+        episodes: Episodes to play for each row of the table.
+        temperatures: The trained agent is also scored at these; a greedy score alone can hide a broken policy.
+        variants: Further environments to score the trained agent in (greedy), by name.
+        scoreboards: Exact scores of the greedy policy.
+        environment: Where to play; the DataModule's environment if ``None``.
+        seed: First seed of the episodes.
+    """
+
+    def __init__(
+        self,
+        episodes: int = 200,
+        temperatures: list[float] | None = None,
+        variants: dict[str, AgentEnv] | None = None,
+        scoreboards: list[Scoreboard] | None = None,
+        environment: AgentEnv | None = None,
+        seed: int = 100_000,
+    ) -> None:
+        self.episodes = episodes
+        self.temperatures = temperatures or []
+        self.variants = variants or {}
+        self.scoreboards = scoreboards or []
+        self.environment = environment
+        self.seed = seed
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Scores, prints and writes; not after an interrupted fit."""
+        if trainer.is_global_zero and not trainer.interrupted:
+            self._report(trainer)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Scores, prints and writes."""
+        if trainer.is_global_zero:
+            self._report(trainer)
+
+    def _report(self, trainer: L.Trainer) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        jobs: list[tuple[str, dict[str, Any]]] = [("base", {"base": True, "temperature": 1.0}), ("trained", {})]
+        jobs += [(f"trained, temperature {t:g}", {"temperature": t}) for t in self.temperatures]
+        jobs += [(f"trained, {name}", {"environment": env}) for name, env in self.variants.items()]
+        rows: dict[str, Scores] = {"data": score_episodes(data.store.episodes())}
+        for name, options in track(jobs, description="scoring"):
+            environment = options.pop("environment", self.environment)
+            rows[name] = _scores(trainer, environment, self.episodes, seed=self.seed, **options)
+        print_scores(rows, f"{_environment(trainer, self.environment).name}: {self.episodes} episodes an agent")
+        results: dict[str, Any] = dict(rows)
+        results["scoreboards"] = {}
+        for board in self.scoreboards:
+            found = board(data.encoder, _environment(trainer, self.environment))
+            results["scoreboards"][board.name] = found
+            rank_zero_info(f"{board.name}: " + ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
+        results["steps"] = trainer.global_step
+        results["seed"] = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        path = Path(trainer.log_dir or trainer.default_root_dir) / "results.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(results, indent=1))
+        os.replace(temporary, path)
+        rank_zero_info(f"results: {path}")
+        for logger in trainer.loggers:
+            metrics = {
+                f"report/{name}/{key}": float(value)  # type: ignore[arg-type]
+                for name, row in rows.items()
+                for key, value in row.items()
+            }
+            logger.log_metrics(metrics, step=trainer.global_step)
+
+
+def _environment(trainer: L.Trainer, environment: AgentEnv | None) -> AgentEnv:
+    found = environment or getattr(trainer.datamodule, "environment", None)  # type: ignore[attr-defined]
+    if found is None:
+        raise ValueError("no environment to play: give data.environment, or the callback's own environment")
+    return found  # type: ignore[no-any-return]
+
+
+def _scores(
+    trainer: L.Trainer,
+    environment: AgentEnv | None,
+    episodes: int,
+    temperature: float = 0.0,
+    *,
+    seed: int,
+    base: bool = False,
+) -> Scores:
+    encoder: TurnEncoder = trainer.datamodule.encoder  # type: ignore[attr-defined]
+    policy = VLMPolicy(encoder, temperature=temperature, base=base, seed=seed)
+    seeds: Sequence[int] = range(seed, seed + episodes)
+    return score_episodes(play(_environment(trainer, environment), [policy], seeds))

@@ -1,0 +1,51 @@
+"""Exact resume: random generators go on where the checkpoint left them."""
+
+import random
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+__all__ = ["RandomState"]
+
+
+class RandomState(L.Callback):
+    """Saves the generators of Python, NumPy and torch with a checkpoint and restores them before the next batch.
+
+    Without it a resumed run draws other dropout masks and is no longer equal to an uninterrupted one.
+    """
+
+    def __init__(self) -> None:
+        self._pending: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """States as plain types, which the safe checkpoint loader accepts."""
+        name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002  the global state is the point
+        state: dict[str, Any] = {
+            "python": random.getstate(),
+            "numpy": [name, keys.tolist(), position, has_gauss, gauss],  # type: ignore[union-attr]
+            "torch": torch.get_rng_state(),
+        }
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state_all()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the states until training really goes on: set-up draws numbers, too."""
+        self._pending = state_dict
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Restores the states once."""
+        if self._pending is None:
+            return
+        state, self._pending = self._pending, None
+        version, internal, gauss = state["python"]
+        random.setstate((version, tuple(internal), gauss))
+        name, keys, position, has_gauss, cached = state["numpy"]
+        np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
+        torch.set_rng_state(state["torch"].cpu())
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

@@ -1,0 +1,122 @@
+"""The command ``vlmq``: LightningCLI's fit, validate, test, and collect and export of our own."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+__all__ = ["VLMQCLI", "VLMQTrainer", "main"]
+
+
+class VLMQTrainer(L.Trainer):
+    """Lightning's Trainer with the subcommands ``collect`` and ``export``."""
+
+    def collect(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
+        """Makes the demonstration set of the configuration (``data.turns``, ``data.mixture``) and scores it."""
+        from lightning_vlmq.evaluation import print_scores, score_episodes
+        from lightning_vlmq.store import TurnStore
+
+        self.strategy._lightning_module = model
+        datamodule.trainer = self
+        datamodule.prepare_data()
+        folder = datamodule.folder  # type: ignore[attr-defined]
+        print_scores({"data": score_episodes(TurnStore(folder).episodes())}, f"demonstrations in {folder}")
+
+    def export(
+        self,
+        model: L.LightningModule,
+        datamodule: L.LightningDataModule,
+        ckpt_path: str,
+        output: str,
+        merged: bool = True,
+    ) -> None:
+        """Writes the VLM of a checkpoint for use without this package.
+
+        Args:
+            ckpt_path: Checkpoint of a fit.
+            output: Folder to write.
+            merged: True writes a whole model that ``from_pretrained`` loads; False the plain peft adapter.
+        """
+        checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+        model.on_load_checkpoint(checkpoint)
+        model.load_state_dict(checkpoint["state_dict"], strict=False)
+        model.vlm.export(output, merged=merged)  # type: ignore[union-attr,operator]
+        print(f"wrote the {'merged model' if merged else 'adapter'} to {output}")
+
+
+class VLMQCLI(LightningCLI):
+    """LightningCLI with one folder for a run: logs, checkpoints, ``config.yaml``, ``results.json``."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds ``--folder`` and ``--threads``."""
+        parser.add_argument(
+            "--folder", default="runs/default", help="Folder of the run: logs, checkpoints, results, demonstrations."
+        )
+        parser.add_argument("--threads", type=int, default=None, help="CPU threads of torch; default: all cores.")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Names of subcommands and the arguments that the CLI fills in."""
+        own = {"model", "datamodule"}
+        return {**LightningCLI.subcommands(), "collect": own, "export": own}
+
+    def before_instantiate_classes(self) -> None:
+        """Places everything of the run into its folder."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        folder = config["folder"]
+        if config["threads"]:
+            torch.set_num_threads(config["threads"])
+        # denormals of nearly converged activations slow a CPU down manyfold
+        torch.set_flush_denormal(True)
+        config["trainer"]["default_root_dir"] = folder
+        data = config["data"]["init_args"]
+        if "folder" in data and data["folder"] is None:
+            data["folder"] = str(Path(folder) / "data")
+        if config.get("ckpt_path") in ("last", "best"):
+            config["ckpt_path"] = _checkpoint(folder, config["ckpt_path"])
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Logs to TensorBoard in the run's folder unless the configuration names a logger."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        if config["trainer"]["logger"] is None:
+            kwargs["logger"] = TensorBoardLogger(config["folder"], name="", version="")
+        return super().instantiate_trainer(**kwargs)
+
+
+def _checkpoint(folder: str, which: str) -> str:
+    """Path of a run's checkpoint.
+
+    Lightning starts anew without a word where it finds none; a user who asks to resume should hear of it.
+    """
+    checkpoints = Path(folder) / "checkpoints"
+    found = sorted(checkpoints.glob("last*.ckpt" if which == "last" else "best*.ckpt"), key=os.path.getmtime)
+    if not found:
+        raise ValueError(f"ckpt_path: {which}: there is no {which} checkpoint in {checkpoints}; leave ckpt_path out")
+    return str(found[-1])
+
+
+def main(args: ArgsType = None) -> None:
+    """Entry of the console script."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        VLMQCLI(
+            model_class=L.LightningModule,
+            datamodule_class=L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            trainer_class=VLMQTrainer,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"description": __doc__},
+            args=args,
+        )
+    except ValueError as error:
+        if os.environ.get("VLMQ_TRACEBACK"):
+            raise
+        print(f"vlmq: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,118 @@
+"""Makes a demonstration set: plays an environment with a mixture of policies and stores the turns."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lightning_vlmq.batches import TurnEncoder
+from lightning_vlmq.envs.agent import AgentEnv
+from lightning_vlmq.policy import ExpertPolicy, Policy, RandomPolicy, VLMPolicy
+from lightning_vlmq.rollout import play
+from lightning_vlmq.store import TurnStore
+
+__all__ = ["POLICIES", "collect"]
+
+POLICIES = ("random", "base", "base_minimum", "expert")
+"""What a mixture may name: random valid actions, the VLM without adapter answering freely or after a reply begun
+with the tag, and the environment's scripted expert."""
+
+_SETTINGS = "collection.json"
+
+
+def collect(
+    env: AgentEnv,
+    encoder: TurnEncoder,
+    folder: str | Path,
+    *,
+    turns: int,
+    mixture: Mapping[str, float],
+    temperature: float = 1.0,
+    seed: int = 0,
+    parallel: int = 64,
+) -> TurnStore:
+    """Fills a folder with turns, or goes on where an interrupted call stopped; a full folder is left alone.
+
+    Each turn draws its policy from the mixture; episodes are complete, so a few turns more are stored.
+
+    Args:
+        env: The environment; copies of it play.
+        encoder: Renders prompts for the VLM's replies.
+        folder: Of the store.
+        turns: Replies to store at least.
+        mixture: Share of each policy of :data:`POLICIES`.
+        temperature: Of the VLM's replies.
+        seed: Of episodes, policies and replies.
+        parallel: Episodes played at once.
+
+    Raises:
+        ValueError: An unknown policy, or the folder was filled with other settings.
+    """
+    settings: dict[str, Any] = {
+        "env": env.name,
+        "turns": turns,
+        "mixture": dict(mixture),
+        "temperature": temperature,
+        "seed": seed,
+        "vlm": encoder.vlm.name,
+    }
+    path = Path(folder) / _SETTINGS
+    if path.exists():
+        found = json.loads(path.read_text())
+        for key, value in settings.items():
+            if found.get(key) != value:
+                raise ValueError(
+                    f"{path}: these turns were collected with {key} = {found.get(key)!r}, not {value!r}; "
+                    f"choose another folder or delete this one"
+                )
+    store = TurnStore(folder)
+    done = len(store.samples)
+    if done >= turns:
+        return store
+    _write_atomically(path, json.dumps(settings, indent=1))
+    episodes = sum(1 for _ in store.episodes())
+    policies = [_policy(name, encoder, temperature, seed + episodes) for name in mixture]
+    columns = (TextColumn("collecting turns"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn()) as progress:
+        bar = progress.add_task("", total=turns, completed=done)
+        while done < turns:
+            # rounds of a fixed number of episodes, so that the same seeds are played whatever the speed
+            seeds = [_episode_seed(seed, number) for number in range(episodes, episodes + 4 * parallel)]
+            for episode in play(
+                env, policies, seeds, shares=list(mixture.values()), parallel=parallel, seed=seed + episodes
+            ):
+                store.append(episode)
+                done += len(episode)
+                progress.update(bar, completed=min(done, turns))
+            episodes += len(seeds)
+            store.flush()
+    return store
+
+
+def _episode_seed(seed: int, number: int) -> int:
+    """Seeds of demonstrations lie apart from those of evaluation (which are below one million)."""
+    return 1_000_000 + seed * 10_000_000 + number
+
+
+def _policy(name: str, encoder: TurnEncoder, temperature: float, seed: int) -> Policy:
+    if name == "random":
+        return RandomPolicy()
+    if name == "expert":
+        return ExpertPolicy()
+    if name == "base":
+        return VLMPolicy(encoder, temperature=temperature, base=True, seed=seed)
+    if name == "base_minimum":
+        return VLMPolicy(
+            encoder, temperature=temperature, base=True, seed=seed, action_prompt="minimum", name="base_minimum"
+        )
+    raise ValueError(f"mixture: unknown policy {name!r}; choose from {', '.join(POLICIES)}")
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,0 +1,5 @@
+"""LightningDataModules over stores of turns."""
+
+from lightning_vlmq.datamodules.demonstrations import Demonstrations
+
+__all__ = ["Demonstrations"]

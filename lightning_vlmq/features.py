@@ -1,0 +1,132 @@
+"""Image features of a frozen vision tower, computed once per picture and kept on disk.
+
+Keys hold the picture's bytes, the processor's settings and the weights of the tower, so that an entry can
+not be stale; memory is bounded, and several processes may share one file.
+"""
+
+import hashlib
+import io
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from safetensors.torch import load, save
+from torch import Tensor
+
+from lightning_vlmq.vlm import VLM
+
+__all__ = ["EncodedImage", "FeatureCache"]
+
+
+class EncodedImage(NamedTuple):
+    """What a picture becomes in a prompt.
+
+    Attributes:
+        ids: Token ids that stand for the picture, placeholders included.
+        features: Image features ``[N, D]``, one row a placeholder.
+    """
+
+    ids: list[int]
+    features: Tensor
+
+
+class FeatureCache:
+    """Encodes pictures with a VLM's frozen vision tower and remembers the result.
+
+    Args:
+        vlm: The model whose vision tower encodes.
+        path: SQLite file that keeps features across runs; ``None`` keeps them in memory only.
+        memory_mb: Bound of what is held in memory, in MB; the least recently used go first.
+        batch_size: Pictures encoded at once.
+    """
+
+    def __init__(self, vlm: VLM, path: str | Path | None = None, *, memory_mb: int = 256, batch_size: int = 16) -> None:
+        self.vlm = vlm
+        self.batch_size = batch_size
+        self.computed = 0
+        self._model_key = vlm.vision_fingerprint
+        self._memory: OrderedDict[str, EncodedImage] = OrderedDict()
+        self._budget = memory_mb * 2**20
+        self._held = 0
+        self._file: sqlite3.Connection | None = None
+        if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            # losing the last entries in a crash costs only their computation
+            self._file = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+            self._file.execute("PRAGMA journal_mode=WAL")
+            self._file.execute("PRAGMA synchronous=NORMAL")
+            self._file.execute("CREATE TABLE IF NOT EXISTS features (key TEXT PRIMARY KEY, value BLOB)")
+
+    def __call__(self, images: Sequence[bytes]) -> list[EncodedImage]:
+        """Encodes pictures, each distinct one at most once.
+
+        Args:
+            images: Pictures as PNG bytes.
+
+        Returns:
+            One entry a picture, in order.
+        """
+        keys = [hashlib.sha256(self._model_key.encode() + image).hexdigest() for image in images]
+        found: dict[str, EncodedImage] = {}
+        missing: dict[str, bytes] = {}
+        for key, image in zip(keys, images, strict=True):
+            if key in found or key in missing:
+                continue
+            entry = self._lookup(key)
+            if entry is None:
+                missing[key] = image
+            else:
+                found[key] = entry
+        waiting = list(missing.items())
+        for start in range(0, len(waiting), self.batch_size):
+            chunk = waiting[start : start + self.batch_size]
+            pictures = [Image.open(io.BytesIO(image)).convert("RGB") for _, image in chunk]
+            encoded = [EncodedImage(ids, features) for ids, features in self.vlm.image_features(pictures)]
+            self.computed += len(encoded)
+            for (key, _), entry in zip(chunk, encoded, strict=True):
+                found[key] = entry
+                self._remember(key, entry)
+            if self._file is not None:
+                rows = [(key, _dump(entry)) for (key, _), entry in zip(chunk, encoded, strict=True)]
+                self._file.executemany("INSERT OR IGNORE INTO features VALUES (?, ?)", rows)
+        return [found[key] for key in keys]
+
+    def close(self) -> None:
+        """Closes the file; further calls compute what memory does not hold."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _lookup(self, key: str) -> EncodedImage | None:
+        entry = self._memory.get(key)
+        if entry is not None:
+            self._memory.move_to_end(key)
+            return entry
+        if self._file is None:
+            return None
+        row = self._file.execute("SELECT value FROM features WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        entry = _load(row[0])
+        self._remember(key, entry)
+        return entry
+
+    def _remember(self, key: str, entry: EncodedImage) -> None:
+        self._memory[key] = entry
+        self._held += entry.features.nbytes
+        while self._held > self._budget and len(self._memory) > 1:
+            _, oldest = self._memory.popitem(last=False)
+            self._held -= oldest.features.nbytes
+
+
+def _dump(entry: EncodedImage) -> bytes:
+    return save({"ids": torch.tensor(entry.ids), "features": entry.features.contiguous()})
+
+
+def _load(blob: bytes) -> EncodedImage:
+    tensors = load(blob)
+    return EncodedImage(tensors["ids"].tolist(), tensors["features"])

@@ -1,0 +1,419 @@
+"""VLM Q-Learning: advantage-filtered supervised fine-tuning of one VLM with two token heads."""
+
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_vlmq.batches import TokenBatch
+from lightning_vlmq.heads import Critic, EmbeddingCritic, MLPCritic, PopArt
+from lightning_vlmq.losses import (
+    Support,
+    action_probability,
+    advantage,
+    advantage_filter,
+    afsft_loss,
+    expectation,
+    exponential_filter,
+    guarded_threshold,
+    max_q_loss,
+    policy_support,
+    td_loss,
+    token_log_probs,
+    token_rewards_and_discounts,
+    tree_backup,
+)
+from lightning_vlmq.vlm import VLM
+
+__all__ = ["VLMQ"]
+
+
+class _Heads(NamedTuple):
+    """What one forward returns, at reply positions only."""
+
+    hidden: Tensor  # [B, T, D]
+    logits: Tensor  # [B, T, V]
+    prediction: Tensor  # [B, T], normalised Q of the reply's tokens
+
+
+class VLMQ(L.LightningModule):
+    """VLM Q-Learning (Grigsby et al. 2025): a language head that imitates what a token critic approves of.
+
+    Each step computes ``L = L_fsft + td_weight * L_td`` (eq. 7) for a batch of turns. Fitting needs a
+    :class:`~lightning_vlmq.callbacks.TargetCriticEMA` callback and batches of
+    :class:`~lightning_vlmq.batches.TokenBatch`.
+
+    Args:
+        vlm: The model with its adapter; its language head is the actor.
+        actor: ``"afsft"`` imitates what the filter approves (eq. 4); ``"max_q"`` maximises the expected Q
+            through pi, the baseline that the paper shows to fail (fig. 5).
+        threshold: Advantage, in units of reward, from which a token is imitated (beta of eq. 5);
+            ``null`` imitates everything, which is SFT. :class:`~lightning_vlmq.callbacks.ThresholdSchedule` sets it.
+        filter: ``"advantage"`` is eq. 5; ``"exponential"`` weighs tokens by exp(advantage / temperature).
+        filter_temperature: Of the exponential filter, in units of reward.
+        filter_clip: Largest weight of the exponential filter.
+        min_pass_rate: Guard: if fewer tokens of a batch pass, the batch's own quantile is the threshold.
+        td_weight: lambda of eq. 7; 0 trains no critic (with ``threshold: null``: SFT exactly).
+        critic: ``"mlp"`` is the paper's head; ``"embeddings"`` scores tokens by their frozen embeddings.
+        critic_width: Hidden units of the critic.
+        gamma: Discount per token at the end of a turn.
+        in_turn_discount: Discount per token inside a turn; ``null`` takes gamma.
+        trace: lambda of the tree backup inside a turn; 0 is the paper's one-step target.
+        top_k: Expectations under pi run over its ``top_k`` likeliest tokens; ``null`` takes the vocabulary.
+        min_probability: Tokens below this probability are left out of the expectation (with ``top_k``).
+        policy_temperature: Temperature of pi in expectations.
+        popart_step: Step size of PopArt's statistics.
+        popart_init: Initial second moment of PopArt; ``null`` switches normalisation off.
+        lr: Learning rate of the VLM's adapter.
+        critic_lr: Learning rate of the critic.
+        warmup_steps: Optimiser steps of linear warm-up of the adapter.
+        critic_warmup_steps: The same of the critic.
+        optimizer: ``"adamw"``, or ``"adamw8bit"`` of bitsandbytes.
+        weight_decay: Of both groups.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        vlm: VLM,
+        *,
+        actor: Literal["afsft", "max_q"] = "afsft",
+        threshold: float | None = None,
+        filter: Literal["advantage", "exponential"] = "advantage",
+        filter_temperature: float = 1.0,
+        filter_clip: float = 20.0,
+        min_pass_rate: float = 0.0,
+        td_weight: float = 1.0,
+        critic: Literal["mlp", "embeddings"] = "mlp",
+        critic_width: int = 400,
+        gamma: float = 0.995,
+        in_turn_discount: float | None = None,
+        trace: float = 1.0,
+        top_k: int | None = 8,
+        min_probability: float = 0.02,
+        policy_temperature: float = 1.0,
+        popart_step: float = 5e-4,
+        popart_init: float | None = 100.0,
+        lr: float = 1e-4,
+        critic_lr: float = 6e-4,
+        warmup_steps: int = 250,
+        critic_warmup_steps: int = 100,
+        optimizer: Literal["adamw", "adamw8bit"] = "adamw",
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["vlm"])
+        self.strict_loading = False  # the frozen base is not in checkpoints; on_load_checkpoint checks the rest
+        _check_range("trace", trace, 0, 1)
+        _check_range("gamma", gamma, 0, 1)
+        _check_range("min_pass_rate", min_pass_rate, 0, 1)
+        self.vlm = vlm
+        self.threshold = threshold
+        head: MLPCritic | EmbeddingCritic
+        if critic == "mlp":
+            head = MLPCritic(vlm.hidden_size, vlm.vocab_size, width=critic_width)
+        else:
+            head = EmbeddingCritic(vlm.hidden_size, vlm.token_embeddings().detach(), width=critic_width)
+        popart = PopArt(step=popart_step, init=popart_init or 1.0, enabled=popart_init is not None)
+        self.critic = Critic(head, popart)
+        if td_weight == 0:
+            self.critic.requires_grad_(False)
+        self.seen_tokens: Tensor
+        self.register_buffer("seen_tokens", torch.zeros(vlm.vocab_size, dtype=torch.bool))
+
+    # -- the algorithm --------------------------------------------------------------------------------------
+
+    def forward(self, batch: TokenBatch) -> _Heads:
+        """Hidden states of a batch's replies and both heads on them."""
+        hidden = self.vlm.hidden(batch.inputs)
+        index = batch.positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
+        hidden = hidden.gather(1, index)
+        prediction = self.critic.q_normalised(hidden, batch.reply_ids.unsqueeze(-1)).squeeze(-1)
+        return _Heads(hidden, self.vlm.logits(hidden), prediction)
+
+    def losses(self, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Joint loss (eq. 7) and the quantities to log."""
+        hp = self.hparams
+        heads = self(batch)
+        log_pi = token_log_probs(heads.logits, batch.reply_ids)
+        imitate_weight = batch.weight * batch.imitate
+        if hp["td_weight"] == 0 and self.threshold is None and hp["actor"] == "afsft":
+            loss = afsft_loss(log_pi, torch.ones_like(log_pi), batch.mask, imitate_weight)
+            return loss, {"loss/actor": loss.detach(), "policy/log_prob": _mean(log_pi, batch.mask)}
+
+        support = self._support(heads.logits)
+        with torch.no_grad():
+            q_a = self.critic.q(heads.hidden, batch.reply_ids.unsqueeze(-1)).squeeze(-1)
+            q_support = self.critic.q(heads.hidden, support.ids)
+            adv = advantage(q_a, q_support, support)
+        accepted, guarded = self._filter(adv, batch.mask)
+        if hp["actor"] == "max_q":
+            actor = max_q_loss(heads.logits, self.critic.q(heads.hidden.detach()), batch.mask, imitate_weight)
+        else:
+            actor = afsft_loss(log_pi, accepted, batch.mask, imitate_weight)
+
+        logs = {"loss/actor": actor.detach()}
+        loss = actor
+        targets = torch.zeros_like(q_a)
+        if hp["td_weight"] > 0:
+            targets = self._targets(batch, heads.hidden, support)
+            use = batch.mask & batch.td.unsqueeze(-1)
+            if self.training:
+                self.critic.popart.observe(targets, use, batch.weight)
+            critic = td_loss(
+                heads.prediction, self.critic.popart.normalise(targets), batch.mask, batch.weight * batch.td
+            )
+            loss = actor + hp["td_weight"] * critic
+            logs["loss/critic"] = critic.detach()
+        if self._should_log():
+            logs |= self._diagnostics(batch, heads, log_pi, support, q_a, adv, accepted, guarded, targets)
+        return loss, logs
+
+    def _support(self, logits: Tensor) -> Support:
+        hp = self.hparams
+        return policy_support(
+            logits,
+            temperature=hp["policy_temperature"],
+            top_k=hp["top_k"],
+            min_p=hp["min_probability"] if hp["top_k"] is not None else 0.0,
+        )
+
+    def _filter(self, adv: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights of the tokens in the language loss ``[B, T]`` and whether the guard set the threshold."""
+        hp = self.hparams
+        never = torch.zeros((), dtype=torch.bool, device=adv.device)
+        if self.threshold is None:
+            return advantage_filter(adv, None), never
+        if hp["filter"] == "exponential":
+            return exponential_filter(adv, hp["filter_temperature"], hp["filter_clip"]), never
+        threshold, engaged = guarded_threshold(adv, mask, self.threshold, hp["min_pass_rate"])
+        return advantage_filter(adv, threshold), engaged
+
+    @torch.no_grad()
+    def _targets(self, batch: TokenBatch, hidden: Tensor, support: Support) -> Tensor:
+        """TD targets ``[B, T]``: tree backup inside the turn, the next turn's value behind it."""
+        hp = self.hparams
+        value = expectation(self.critic.q_target(hidden, support.ids), support)
+        q_a = self.critic.q_target(hidden, batch.reply_ids.unsqueeze(-1)).squeeze(-1)
+        pi_a = action_probability(support, batch.reply_ids)
+        v_t, q_a_t, pi_a_t = (torch.cat([x[:, 1:], torch.zeros_like(x[:, :1])], dim=1) for x in (value, q_a, pi_a))
+        last = batch.mask & ~torch.cat([batch.mask[:, 1:], torch.zeros_like(batch.mask[:, :1])], dim=1)
+        following = torch.zeros(len(batch.reward), dtype=v_t.dtype, device=v_t.device)
+        if batch.has_next.any():
+            following[batch.has_next] = self._next_values(batch).to(v_t.dtype)
+        v_t = torch.where(last, following.unsqueeze(-1), v_t)
+        inside = hp["gamma"] if hp["in_turn_discount"] is None else hp["in_turn_discount"]
+        r_t, discount_t = token_rewards_and_discounts(batch.reward, batch.terminated, batch.mask, hp["gamma"], inside)
+        return tree_backup(r_t, discount_t, v_t, q_a_t, pi_a_t, batch.mask, hp["trace"])
+
+    @torch.no_grad()
+    def _next_values(self, batch: TokenBatch) -> Tensor:
+        """E_pi of the target critic at h'^0 ``[B']``, the VLM in inference mode (eq. 2)."""
+        training = self.vlm.training
+        self.vlm.eval()
+        hidden = self.vlm.hidden(batch.next_inputs)
+        hidden = hidden[torch.arange(len(hidden), device=hidden.device), batch.next_positions]
+        self.vlm.train(training)
+        support = self._support(self.vlm.logits(hidden))
+        return expectation(self.critic.q_target(hidden, support.ids), support)
+
+    # -- steps ----------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+        """One micro-batch."""
+        self.seen_tokens[batch.reply_ids[batch.mask]] = True
+        loss, logs = self.losses(batch)
+        if not torch.isfinite(loss):
+            bad = ", ".join(name for name, value in logs.items() if not torch.isfinite(value).all())
+            raise ValueError(
+                f"the loss is {float(loss)} at step {self.global_step} (batch {batch_idx}; not finite: {bad}); "
+                f"lower lr or critic_lr, or look at the rewards; earlier checkpoints are untouched"
+            )
+        self.log("loss", loss.detach(), prog_bar=True)
+        self.log_dict(logs)
+        return loss
+
+    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        """Losses and statistics on held-out turns."""
+        loss, logs = self.losses(batch)
+        size = len(batch.reward)
+        self.log("val/loss", loss, batch_size=size)
+        self.log_dict({f"val/{name}": value for name, value in logs.items()}, batch_size=size)
+
+    def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_fit_start(self) -> None:
+        """Refuses to train a critic whose target never moves."""
+        callbacks: list[Any] = list(self.trainer.callbacks)  # type: ignore[attr-defined]
+        if self.hparams["td_weight"] > 0 and not any(getattr(c, "moves_target_critic", False) for c in callbacks):
+            raise ValueError(
+                "VLMQ needs the callback lightning_vlmq.callbacks.TargetCriticEMA (the target critic would never "
+                "move); add it to the trainer's callbacks, or set td_weight: 0 for SFT"
+            )
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """After the step PopArt takes in the targets of the batches that led to it, once for all of them.
+
+        Within an accumulation its statistics stand still, so that 8 x 1 accumulated equals 1 x 8.
+        """
+        super().optimizer_step(*args, **kwargs)
+        self.critic.popart.commit()
+
+    # -- optimisation ---------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """One optimiser with a group each for the VLM and the critic, each with its linear warm-up."""
+        hp = self.hparams
+        groups: list[dict[str, Any]] = []
+        warmups: list[int] = []
+        adapter = [p for p in self.vlm.parameters() if p.requires_grad]
+        head = [p for p in self.critic.parameters() if p.requires_grad]
+        for name, parameters, lr, warmup in (
+            ("vlm", adapter, hp["lr"], hp["warmup_steps"]),
+            ("critic", head, hp["critic_lr"], hp["critic_warmup_steps"]),
+        ):
+            if parameters:
+                groups.append({"name": name, "params": parameters, "lr": lr, "weight_decay": hp["weight_decay"]})
+                warmups.append(warmup)
+        if not groups:
+            raise ValueError("there is nothing to train: set vlm.lora_rank > 0 or td_weight > 0")
+        optimizer = _optimizer(hp["optimizer"], groups)
+        ramps = [lambda step, warmup=warmup: min(1.0, (step + 1) / max(1, warmup)) for warmup in warmups]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, ramps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips each group by itself: a batch with a reward of -200 must not starve the actor."""
+        for group in optimizer.param_groups:
+            grads = [p.grad for p in group["params"] if p.grad is not None]
+            if not grads:
+                continue
+            norm = torch.nn.utils.get_total_norm(grads)
+            self.log(f"grad_norm/{group['name']}", norm)
+            if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+                torch.nn.utils.clip_grads_with_norm_(group["params"], gradient_clip_val, norm)
+                share = (gradient_clip_val / norm.clamp(min=1e-12)).clamp(max=1.0)
+                self.log(f"grad_norm/{group['name']}_kept", share)
+            elif gradient_clip_val:
+                torch.nn.utils.clip_grad_value_(group["params"], gradient_clip_val)
+
+    # -- checkpoints ----------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves the frozen base out: a checkpoint holds what was trained."""
+        kept = self._checkpoint_keys()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another configuration (loading itself is not strict).
+
+        Raises:
+            ValueError: Keys are missing, unknown, or of another shape.
+        """
+        own, found = self.state_dict(), checkpoint["state_dict"]
+        missing = sorted(self._checkpoint_keys() - set(found))
+        unknown = sorted(set(found) - set(own))
+        other = sorted(k for k in set(found) & set(own) if found[k].shape != own[k].shape)
+        for what, keys in (("lacks", missing), ("has unknown", unknown), ("has other shapes of", other)):
+            if keys:
+                raise ValueError(
+                    f"the checkpoint {what} {keys[0]} (and {len(keys) - 1} more); "
+                    f"load it with the configuration it was made with"
+                )
+
+    def _checkpoint_keys(self) -> set[str]:
+        trained = {f"vlm.{name}" for name in self.vlm.trainable_names()}
+        return trained | {key for key in self.state_dict() if not key.startswith("vlm.")}
+
+    # -- what TensorBoard shows -----------------------------------------------------------------------------
+
+    def _should_log(self) -> bool:
+        trainer = self._trainer
+        if trainer is None or not self.training:
+            return True
+        return (self.global_step + 1) % max(1, trainer.log_every_n_steps) == 0  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def _diagnostics(
+        self,
+        batch: TokenBatch,
+        heads: _Heads,
+        log_pi: Tensor,
+        support: Support,
+        q_a: Tensor,
+        adv: Tensor,
+        accepted: Tensor,
+        guarded: Tensor,
+        targets: Tensor,
+    ) -> dict[str, Tensor]:
+        mask = batch.mask
+        passed = (accepted > 0).float()
+        last = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+        first = torch.zeros_like(mask)
+        first[:, 0] = mask[:, 0]
+        valid = mask & batch.valid.unsqueeze(-1)
+        kinds = {
+            "all": mask,
+            "valid_replies": valid,
+            "invalid_replies": mask & ~valid,
+            "first_token": first,
+            "last_token": last & valid,
+            "inner_tokens": valid & ~first & ~last,
+        }
+        probabilities = heads.logits.float().softmax(-1)
+        unseen = probabilities[..., ~self.seen_tokens].sum(-1)
+        entropy = -(probabilities * probabilities.clamp(min=1e-12).log()).sum(-1)
+        popart = self.critic.popart
+        logs = {f"filter/pass_rate_{kind}": _mean(passed, where) for kind, where in kinds.items() if where.any()}
+        logs |= {
+            "filter/guard_engaged": guarded.float(),
+            "policy/log_prob": _mean(log_pi, mask),
+            "policy/entropy": _mean(entropy, mask),
+            "policy/mass_on_unseen_tokens": _mean(unseen, mask),
+            "critic/q": _mean(q_a, mask),
+            "critic/v": _mean(q_a - adv, mask),
+            "critic/advantage": _mean(adv, mask),
+            "critic/advantage_std": adv[mask].float().std(unbiased=False),
+            "critic/advantage_valid": _mean(adv, valid) if valid.any() else adv.new_zeros(()),
+            "critic/target": _mean(targets, mask),
+            "critic/error_first_token": _mean((q_a - targets).abs(), first),
+            "critic/error_last_token": _mean((q_a - targets).abs(), mask & last),
+            "popart/mean": popart.mu.detach().clone(),
+            "popart/scale": popart.sigma.detach().clone(),
+        }
+        if self.threshold is not None:
+            logs["filter/threshold"] = torch.tensor(float(self.threshold), device=adv.device)
+        return logs
+
+
+def _mean(values: Tensor, where: Tensor) -> Tensor:
+    return values[where].float().mean()
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}], not {value}")
+
+
+def _optimizer(name: str, groups: Iterable[dict[str, Any]]) -> Optimizer:
+    if name == "adamw":
+        return torch.optim.AdamW(list(groups))
+    if name == "adamw8bit":
+        # imported here: the library probes the GPU when it is imported
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(list(groups))  # type: ignore[no-any-return]
+    raise ValueError(f"optimizer must be adamw or adamw8bit, not {name!r}")

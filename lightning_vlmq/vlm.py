@@ -1,0 +1,324 @@
+"""A Hugging Face vision-language model and its LoRA adapter behind one small interface.
+
+Everything above this file sees a VLM as: prompt -> inputs, image features, hidden states, language head,
+generation. Names of layers, families and containers stay in here.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+__all__ = ["EMBEDDED", "VLM"]
+
+EMBEDDED = Path(__file__).parent / "embedded"
+"""Folder of the small VLM that comes with the package; ``name="embedded"`` means this one."""
+
+
+class VLM(nn.Module):
+    """A VLM with a frozen base and a LoRA adapter on its language model.
+
+    Args:
+        name: ``"embedded"``, a local folder, or a name on the Hugging Face hub.
+        lora_rank: Rank of the adapter; 0 trains no adapter (the VLM is then frozen).
+        lora_alpha: Scale of the adapter (the update is multiplied by alpha / rank).
+        lora_dropout: Dropout on the adapter's input.
+        lora_targets: Suffixes of module names that get an adapter, e.g. ``["q_proj", "v_proj"]``;
+            ``"all-linear"`` takes every linear layer of the language model. Only the language model is
+            searched: the same suffixes also occur in vision towers, whose features are cached.
+        train_head: Also train the token embeddings and the language head (the paper freezes them).
+        dtype: Type of the base weights, e.g. ``"bfloat16"``; the adapter stays float32.
+
+    Raises:
+        ValueError: The model has no image input, the name is neither a folder nor reachable, or
+            ``lora_targets`` match nothing.
+    """
+
+    def __init__(
+        self,
+        name: str = "embedded",
+        *,
+        lora_rank: int = 16,
+        lora_alpha: float = 32.0,
+        lora_dropout: float = 0.0,
+        lora_targets: Sequence[str] | str = "all-linear",
+        train_head: bool = False,
+        dtype: str = "float32",
+    ) -> None:
+        super().__init__()
+        self.name = name
+        source = _locate(name)
+        network = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype))
+        self.processor = AutoProcessor.from_pretrained(source)
+        self.tokenizer = self.processor.tokenizer
+        self.tokenizer.padding_side = "left"
+        network.requires_grad_(False)
+        if lora_rank > 0:
+            targets = _adapter_targets(network, lora_targets)
+            saved = ["lm_head", "embed_tokens"] if train_head else None
+            config = LoraConfig(
+                r=lora_rank,
+                lora_alpha=cast(int, lora_alpha),
+                lora_dropout=lora_dropout,
+                target_modules=targets,
+                modules_to_save=saved,
+            )
+            self.network: Any = get_peft_model(network, config)
+        else:
+            self.network = network
+        self.eval()
+
+    # -- what is inside -------------------------------------------------------------------------------------
+
+    @property
+    def hf(self) -> Any:
+        """The Hugging Face model; LoRA layers, if any, are in place."""
+        return self.network.base_model.model if isinstance(self.network, PeftModel) else self.network
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of the hidden states that the heads read."""
+        return int(self.hf.config.get_text_config().hidden_size)
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of outputs of the language head (padded vocabularies included)."""
+        return int(self.token_embeddings().shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a reply; the first one is appended to replies that come as text."""
+        eos = self.hf.generation_config.eos_token_id
+        ids = [self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
+        return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
+
+    @property
+    def forbidden_ids(self) -> tuple[int, ...]:
+        """Ids that a reply must never hold: placeholders of pictures and padding."""
+        tokens = {self.hf.config.get_text_config().pad_token_id, self.tokenizer.pad_token_id, self.image_token_id}
+        names = ("image_token", "fake_image_token", "global_image_token", "boi_token", "eoi_token", "video_token")
+        for name in names:
+            token = getattr(self.processor, name, None) or getattr(self.tokenizer, name, None)
+            if isinstance(token, str):
+                tokens.add(self.tokenizer.convert_tokens_to_ids(token))
+        return tuple(sorted(int(i) for i in tokens if i is not None and i not in self.stop_ids))
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of the placeholder that image features replace."""
+        config = self.hf.config
+        return int(getattr(config, "image_token_id", None) or config.image_token_index)
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """Short hash of the vocabulary; sampled ids of a store are used only where it agrees."""
+        vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
+
+    @property
+    def vision_fingerprint(self) -> str:
+        """Short hash of what decides image features: weights outside of the language model and the processor."""
+        digest = hashlib.sha256(self.processor.image_processor.to_json_string().encode())
+        decoder = {id(p) for p in self.hf.get_decoder().parameters()}
+        for name, parameter in self.hf.named_parameters():
+            if id(parameter) not in decoder and "lm_head" not in name:
+                digest.update(name.encode())
+                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def token_embeddings(self) -> Tensor:
+        """Weights of the language head ``[V, D]`` (of the base, also where an adapter changes it)."""
+        head = self.hf.get_output_embeddings()
+        return cast(Tensor, getattr(head, "original_module", head).weight)
+
+    # -- what it computes -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def image_features(self, images: Sequence[Any]) -> list[tuple[list[int], Tensor]]:
+        """Encodes pictures: for each the ids that stand for it in a prompt and its features ``[N, D]``.
+
+        Args:
+            images: RGB pictures (PIL).
+        """
+        placeholder = getattr(self.processor, "image_token", None) or self.tokenizer.image_token
+        inputs = self.processor(
+            text=[placeholder] * len(images),
+            images=[[image] for image in images],
+            add_special_tokens=False,
+            return_tensors="pt",
+            padding=True,
+        )
+        kept = inputs["attention_mask"].bool()
+        ids = [row[keep].tolist() for row, keep in zip(inputs["input_ids"], kept, strict=True)]
+        pixels = {k: v.to(self.device) for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
+        output = self.hf.model.get_image_features(**pixels, return_dict=True)
+        pooled = output.pooler_output
+        flat = torch.cat([f.reshape(-1, f.shape[-1]) for f in pooled], dim=0)
+        counts = [row.count(self.image_token_id) for row in ids]
+        assert sum(counts) == flat.shape[0], f"{sum(counts)} placeholders for {flat.shape[0]} image features"
+        return [(row, f.cpu().clone()) for row, f in zip(ids, flat.split(counts), strict=True)]
+
+    def hidden(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Hidden states ``[B, S, D]`` that the language head reads.
+
+        Args:
+            inputs: ``input_ids`` and ``attention_mask`` ``[B, S]``; ``image_features`` ``[sum N, D]``, those
+                of all pictures of the batch in reading order (absent without pictures).
+        """
+        output = self.hf.model(**self._model_inputs(inputs), use_cache=False)
+        return cast(Tensor, output.last_hidden_state)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits ``[..., V]`` of hidden states ``[..., D]``, soft-capped where the family does it."""
+        logits = self.hf.get_output_embeddings()(hidden)
+        cap = getattr(self.hf.config.get_text_config(), "final_logit_softcapping", None)
+        return cast(Tensor, logits if cap is None else cap * torch.tanh(logits / cap))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Mapping[str, Tensor],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        generator_seed: int | None = None,
+    ) -> list[list[int]]:
+        """Samples replies for left-padded prompts.
+
+        Args:
+            inputs: As for :meth:`hidden`, padded on the left.
+            max_new_tokens: Length at which a reply is cut.
+            temperature: 0 takes the likeliest token.
+            generator_seed: Seeds the draw; the global generators are left as they were.
+
+        Returns:
+            Ids of each reply, the stop token included where one was sampled.
+        """
+        training = self.training
+        self.eval()
+        sampling: dict[str, Any] = {"do_sample": temperature > 0}
+        if temperature > 0:
+            # generation defaults of some families hold top_k and top_p: the data must come from pi itself
+            sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            if generator_seed is not None:
+                torch.manual_seed(generator_seed)
+            output = self.hf.generate(
+                **self._model_inputs(inputs),
+                **sampling,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=list(self.stop_ids),
+                pad_token_id=self.tokenizer.pad_token_id,
+                suppress_tokens=list(self.forbidden_ids),
+                use_cache=True,
+            )
+        self.train(training)
+        replies = output[:, inputs["input_ids"].shape[1] :].tolist()
+        return [_until_stop(ids, self.stop_ids) for ids in replies]
+
+    def _model_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        features = inputs.get("image_features")
+        arguments: dict[str, Any] = {k: v for k, v in inputs.items() if k != "image_features"}
+        if features is not None:
+            output = BaseModelOutputWithPooling(pooler_output=cast(Any, (features,)))
+            arguments["mm_encoder_outputs"] = {"image": output}
+        return arguments
+
+    # -- the adapter ----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def base(self) -> Iterator[None]:
+        """Within this context the adapter is off: the VLM is the one that was loaded."""
+        if isinstance(self.network, PeftModel):
+            with self.network.disable_adapter():
+                yield
+        else:
+            yield
+
+    def trainable_names(self) -> list[str]:
+        """Names of the trained parameters: what a checkpoint has to hold."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def export(self, folder: str | Path, *, merged: bool) -> None:
+        """Writes the plain peft adapter, or the merged model that ``from_pretrained`` loads without us.
+
+        Args:
+            folder: Where to; made if missing.
+            merged: True adds the adapter to the weights and writes a whole model.
+
+        Raises:
+            ValueError: There is no adapter to export.
+        """
+        if not isinstance(self.network, PeftModel):
+            raise ValueError("there is no adapter to export: vlm.lora_rank is 0")
+        if merged:
+            copy = PeftModel.merge_and_unload(_deepcopy(self.network))
+            copy.save_pretrained(folder)
+        else:
+            self.network.save_pretrained(str(folder))
+        self.processor.save_pretrained(folder)
+
+
+def _deepcopy(module: Any) -> Any:
+    import copy
+
+    return copy.deepcopy(module)
+
+
+def _until_stop(ids: list[int], stop_ids: tuple[int, ...]) -> list[int]:
+    """``generate`` pads finished rows; a reply ends with its first stop token."""
+    for position, token in enumerate(ids):
+        if token in stop_ids:
+            return ids[: position + 1]
+    return ids
+
+
+def _locate(name: str) -> str:
+    """Folder or hub name of a model; refuses what surely is none before the network is tried."""
+    if name == "embedded":
+        return str(EMBEDDED)
+    path = Path(name).expanduser()
+    if (path / "config.json").is_file():
+        source = str(path)
+    elif path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ValueError(f"vlm.name: {name!r} is no folder with a config.json; give a model folder or a hub name")
+    else:
+        source = name
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"vlm.name: cannot load {name!r} ({reason}); give a model folder or a hub name") from None
+    if not hasattr(config, "vision_config"):
+        raise ValueError(f"vlm.name: {name!r} ({config.model_type}) has no image input; choose a vision-language model")
+    return source
+
+
+def _adapter_targets(network: Any, targets: Sequence[str] | str) -> list[str]:
+    """Full names of the linear layers of the language model that ``targets`` name."""
+    decoder = network.get_decoder()
+    prefix = next(name for name, module in network.named_modules() if module is decoder)
+    linear = [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
+    wanted = [targets] if isinstance(targets, str) else list(targets)
+    if wanted == ["all-linear"]:
+        chosen = linear
+    else:
+        chosen = [name for name in linear if any(name == t or name.endswith(f".{t}") for t in wanted)]
+    if not chosen:
+        known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
+        raise ValueError(f"vlm.lora_targets: {wanted} match no linear layer of the language model; it has {known}")
+    return [f"{prefix}.{name}" for name in chosen]

@@ -5,6 +5,7 @@ generation. Names of layers, families and containers stay in here.
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -266,17 +267,11 @@ class VLM(nn.Module):
         if not isinstance(self.network, PeftModel):
             raise ValueError("there is no adapter to export: vlm.lora_rank is 0")
         if merged:
-            copy = PeftModel.merge_and_unload(_deepcopy(self.network))
-            copy.save_pretrained(folder)
+            # a copy: merging takes the adapter out of the model that may go on training
+            copy.deepcopy(self.network).merge_and_unload().save_pretrained(folder)
         else:
             self.network.save_pretrained(str(folder))
         self.processor.save_pretrained(folder)
-
-
-def _deepcopy(module: Any) -> Any:
-    import copy
-
-    return copy.deepcopy(module)
 
 
 def _until_stop(ids: list[int], stop_ids: tuple[int, ...]) -> list[int]:

@@ -1,6 +1,8 @@
 """Offline demonstrations: turns of a store as batches of tokens."""
 
-from collections.abc import Iterator
+import itertools
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from lightning_vlmq.prompts import PromptMethod
 from lightning_vlmq.store import TurnStore
 
 __all__ = ["Demonstrations"]
+
+Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Demonstrations(L.LightningDataModule):
@@ -81,8 +85,7 @@ class Demonstrations(L.LightningDataModule):
         self.features_memory_mb = features_memory_mb
         self.skip_damaged = skip_damaged
         self.seed = seed
-        self._position = 0
-        self._batches: _Batches | None = None
+        self._drawn = 0
         self.encoder: TurnEncoder
         self.store: TurnStore
 
@@ -119,30 +122,43 @@ class Demonstrations(L.LightningDataModule):
         self.training_rows, self.validation_rows = samples[:split], samples[split:]
 
     def train_dataloader(self) -> DataLoader[TokenBatch]:
-        """Batches drawn with replacement, a function of seed, epoch, batch number and rank."""
-        self._batches = _Batches(self, self.training_rows, self.batches_per_epoch, first=self._position)
-        self._position = 0
-        return DataLoader(self._batches, batch_size=None)
+        """Batches drawn with replacement, a function of seed, rank and the number of batches drawn before."""
+        return DataLoader(_Batches(self._training_batches, self.batches_per_epoch), batch_size=None)
 
     def val_dataloader(self) -> DataLoader[TokenBatch]:
         """Batches of held-out turns, the same each time."""
-        rows = self.validation_rows if len(self.validation_rows) else self.training_rows
-        return DataLoader(_Batches(self, rows, self.validation_batches, fixed=True), batch_size=None)
+        return DataLoader(_Batches(self._validation_batches, self.validation_batches), batch_size=None)
 
     def test_dataloader(self) -> DataLoader[TokenBatch]:
         """As in validation."""
         return self.val_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
-        """The position within the epoch, so that a resumed run goes on with the next batch."""
-        return {"position": self._batches.position % self.batches_per_epoch if self._batches else 0}
+        """The number of batches drawn, so that a resumed run goes on with the next one."""
+        return {"drawn": self._drawn}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the position over for the next iterator."""
-        self._position = int(state_dict["position"])
-        if self._batches is not None:
-            self._batches.first = self._position
-            self._position = 0
+        """Goes on behind the batches that were drawn."""
+        self._drawn = int(state_dict["drawn"])
+
+    def _training_batches(self) -> Iterator[TokenBatch]:
+        rank = self.trainer.global_rank if self.trainer else 0
+        while True:
+            number = self._drawn
+            # counted before it is handed out: at the end of its step the batch is done
+            self._drawn += 1
+            yield self._draw(self.training_rows, [self._seed(), rank, 0, number])
+
+    def _validation_batches(self) -> Iterator[TokenBatch]:
+        rows = self.validation_rows if len(self.validation_rows) else self.training_rows
+        for number in itertools.count():
+            yield self._draw(rows, [self._seed(), 0, 1, number])
+
+    def _draw(self, rows: Rows, seed: list[int]) -> TokenBatch:
+        chosen = rows[np.random.default_rng(seed).integers(len(rows), size=self.batch_size)]
+        return self.encoder.batch(
+            [self.store[int(row)] for row in chosen], [self.store[int(row) + 1] for row in chosen]
+        )
 
     # -- parts ----------------------------------------------------------------------------------------------
 
@@ -160,11 +176,9 @@ class Demonstrations(L.LightningDataModule):
     def _seed(self) -> int:
         if self.seed is not None:
             return self.seed
-        import os
-
         return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
-    def _split(self, samples: "np.ndarray[Any, np.dtype[np.int64]]") -> int:
+    def _split(self, samples: Rows) -> int:
         """Number of training samples; held out are the last episodes, whole ones."""
         split = round(len(samples) * (1 - self.holdout))
         if split in (0, len(samples)):
@@ -176,32 +190,14 @@ class Demonstrations(L.LightningDataModule):
 
 
 class _Batches(IterableDataset[TokenBatch]):
-    """Whole batches, iterated in the training process: an iterable is never re-sampled by Lightning."""
+    """Whole batches, made in the training process: an iterable is never re-sampled by Lightning."""
 
-    def __init__(self, data: Demonstrations, rows: Any, length: int, *, first: int = 0, fixed: bool = False) -> None:
-        self.data = data
-        self.rows = rows
+    def __init__(self, batches: Callable[[], Iterator[TokenBatch]], length: int) -> None:
+        self.batches = batches
         self.length = length
-        self.first = first
-        self.fixed = fixed
-        self.position = 0
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[TokenBatch]:
-        first, self.first = self.first, 0
-        for number in range(first, self.length):
-            batch = self.batch(number)
-            # counted before it is handed out: at the end of its step the batch is done
-            self.position = number + 1
-            yield batch
-
-    def batch(self, number: int) -> TokenBatch:
-        trainer = self.data.trainer
-        epoch = 0 if self.fixed or trainer is None else trainer.current_epoch
-        rank = 0 if trainer is None else trainer.global_rank
-        rng = np.random.default_rng([self.data._seed(), epoch, number, rank, int(self.fixed)])
-        chosen = self.rows[rng.integers(len(self.rows), size=self.data.batch_size)]
-        store = self.data.store
-        return self.data.encoder.batch([store[int(i)] for i in chosen], [store[int(i) + 1] for i in chosen])
+        return itertools.islice(self.batches(), self.length)

@@ -232,7 +232,7 @@ class VLMQ(L.LightningModule):
         if not torch.isfinite(loss):
             bad = ", ".join(name for name, value in logs.items() if not torch.isfinite(value).all())
             raise ValueError(
-                f"the loss is {float(loss)} at step {self.global_step} (batch {batch_idx}; not finite: {bad}); "
+                f"the loss is {loss.item()} at step {self.global_step} (batch {batch_idx}; not finite: {bad}); "
                 f"lower lr or critic_lr, or look at the rewards; earlier checkpoints are untouched"
             )
         self.log("loss", loss.detach(), prog_bar=True)
@@ -258,6 +258,10 @@ class VLMQ(L.LightningModule):
                 "VLMQ needs the callback lightning_vlmq.callbacks.TargetCriticEMA (the target critic would never "
                 "move); add it to the trainer's callbacks, or set td_weight: 0 for SFT"
             )
+
+    def on_train_start(self) -> None:
+        """Turns dropout on: ``from_pretrained`` hands models over in inference mode."""
+        self.train()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """After the step PopArt takes in the targets of the batches that led to it, once for all of them.

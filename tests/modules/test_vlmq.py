@@ -1,0 +1,235 @@
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lightning_vlmq import VLM, VLMQ, AgentEnv, Demonstrations, RandomState, TargetCriticEMA, ThresholdSchedule
+from lightning_vlmq.batches import TokenBatch, TurnEncoder
+from lightning_vlmq.envs import NumberLine
+
+LR = {"lr": 1e-3, "critic_lr": 1e-3, "warmup_steps": 2, "critic_warmup_steps": 2}
+
+
+@pytest.fixture
+def batch(encoder: TurnEncoder, pairs: list) -> TokenBatch:
+    return encoder.batch(*zip(*pairs[:8], strict=True))
+
+
+def test_sft_is_recovered_exactly(vlm: VLM, encoder: TurnEncoder, batch: TokenBatch) -> None:
+    module = VLMQ(vlm, td_weight=0.0, threshold=None)
+    loss, _ = module.losses(batch)
+    loss.backward()
+    ours = {n: p.grad.clone() for n, p in vlm.named_parameters() if p.grad is not None}
+    vlm.zero_grad()
+    # plain fine-tuning: cross-entropy over the reply, a mean over each turn's tokens, then over turns
+    logits = vlm.logits(vlm.hidden(batch.inputs))
+    total = torch.zeros(())
+    for row in range(8):
+        count = int(batch.mask[row].sum())
+        at = logits[row, batch.positions[row, :count]]
+        total = total + F.cross_entropy(at, batch.reply_ids[row, :count])
+    total = total / 8
+    total.backward()
+    torch.testing.assert_close(loss, total)
+    for name, parameter in vlm.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(ours[name], parameter.grad, atol=1e-6, rtol=1e-4)
+    assert not any(p.requires_grad for p in module.critic.parameters())
+
+
+def test_without_threshold_the_actor_is_sft_while_the_critic_learns(vlm: VLM, batch: TokenBatch) -> None:
+    sft, _ = VLMQ(vlm, td_weight=0.0).losses(batch)
+    _, logs = VLMQ(vlm, td_weight=1.0).losses(batch)
+    torch.testing.assert_close(logs["loss/actor"], sft.detach())
+    assert logs["filter/pass_rate_all"] == 1
+
+
+def test_both_losses_train_the_vlm_and_nothing_trains_targets(vlm: VLM, batch: TokenBatch) -> None:
+    module = VLMQ(vlm, threshold=0.0)
+    torch.nn.init.normal_(list(module.critic.online.parameters())[-2], std=0.1)
+    loss, logs = module.losses(batch)
+    joint = _gradients(module, loss)
+    actor_only, _ = VLMQ(vlm, td_weight=0.0, threshold=None).losses(batch)
+    assert set(_gradients(module, actor_only)) == {f"vlm.{n}" for n in vlm.trainable_names()}
+    assert {name.split(".")[0] for name in joint} == {"vlm", "critic"}
+    assert not any("target" in name for name in joint)
+    assert all("lora_" in name for name in joint if name.startswith("vlm."))
+    assert logs["loss/critic"] > 0
+
+
+def test_max_q_gives_the_critic_no_gradient_through_the_actor(vlm: VLM, batch: TokenBatch) -> None:
+    torch.manual_seed(0)
+    module = VLMQ(vlm, actor="max_q", threshold=0.0, td_weight=1e-12)
+    loss, _ = module.losses(batch)
+    gradients = _gradients(module, loss)
+    assert max(float(g.abs().max()) for n, g in gradients.items() if n.startswith("critic")) < 1e-9
+
+
+def test_accumulation_equals_one_batch(vlm: VLM, encoder: TurnEncoder, pairs: list) -> None:
+    module = VLMQ(vlm, threshold=0.0)
+    torch.nn.init.normal_(list(module.critic.online.parameters())[-2], std=0.1)
+    turns, successors = zip(*pairs[:8], strict=True)
+    whole = _gradients(module, module.losses(encoder.batch(turns, successors))[0])
+    module.zero_grad()
+    for row in range(8):
+        loss, _ = module.losses(encoder.batch(turns[row : row + 1], successors[row : row + 1]))
+        (loss / 8).backward()
+    for name, gradient in whole.items():
+        parts = dict(module.named_parameters())[name].grad
+        torch.testing.assert_close(parts, gradient, atol=1e-5, rtol=1e-3)
+
+
+def test_masks_leave_turns_out(vlm: VLM, encoder: TurnEncoder, batch: TokenBatch) -> None:
+    module = VLMQ(vlm, threshold=None)
+    none = torch.zeros(8, dtype=torch.bool)
+    _, logs = module.losses(batch._replace(imitate=none))
+    assert logs["loss/actor"] == 0
+    assert logs["loss/critic"] > 0
+    _, logs = module.losses(batch._replace(td=none))
+    assert logs["loss/actor"] > 0
+    assert logs["loss/critic"] == 0
+    # a reward that is not to be learnt from may be anything
+    poisoned = batch._replace(td=none, reward=torch.full((8,), float("nan")))
+    assert torch.isfinite(module.losses(poisoned)[0])
+
+
+def test_terminated_turns_do_not_read_a_successor(vlm: VLM, encoder: TurnEncoder, pairs: list) -> None:
+    ends = [pair for pair in pairs if pair[0].terminated]
+    batch = encoder.batch(*zip(*ends, strict=True))
+    assert batch.next_inputs["input_ids"].shape[0] == 0
+    loss, _ = VLMQ(vlm).losses(batch)
+    assert torch.isfinite(loss)
+
+
+def test_fitting_without_a_moving_target_is_refused(vlm: VLM, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs the callback .*TargetCriticEMA"):
+        _trainer(tmp_path, 1, callbacks=[]).fit(VLMQ(vlm, **LR), _data(tmp_path))
+
+
+def test_nan_stops_the_fit_and_says_where(vlm: VLM, tmp_path: Path) -> None:
+    class Poison(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: TokenBatch, batch_idx: int) -> None:
+            if batch_idx == 2:
+                batch.reward.fill_(float("nan"))
+
+    with pytest.raises(ValueError, match=r"the loss is nan at step 2 \(batch 2; not finite: .*loss/critic"):
+        _trainer(tmp_path, 5, callbacks=[TargetCriticEMA(), Poison()]).fit(VLMQ(vlm, **LR), _data(tmp_path))
+
+
+def test_groups_have_their_own_rates_warmups_and_norms(vlm: VLM, tmp_path: Path) -> None:
+    module = VLMQ(vlm, lr=1e-3, critic_lr=2e-3, warmup_steps=10, critic_warmup_steps=5)
+    config = module.configure_optimizers()
+    optimizer, schedule = config["optimizer"], config["lr_scheduler"]["scheduler"]  # type: ignore[index]
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-4, 4e-4])
+    for _ in range(4):
+        optimizer.step()
+        schedule.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([5e-4, 2e-3])
+
+    module.log = lambda *args, **kwargs: None  # type: ignore[method-assign,assignment]
+    for group, size in zip(optimizer.param_groups, (0.001, 1000.0), strict=True):
+        for parameter in group["params"]:
+            parameter.grad = torch.full_like(parameter, size)
+    small = [p.grad.clone() for p in optimizer.param_groups[0]["params"]]
+    module.configure_gradient_clipping(optimizer, 2.0, "norm")
+    # a huge gradient of the critic leaves the actor's as it was
+    assert all(torch.equal(p.grad, g) for p, g in zip(optimizer.param_groups[0]["params"], small, strict=True))
+    critic = torch.nn.utils.get_total_norm([p.grad for p in optimizer.param_groups[1]["params"]])
+    assert float(critic) == pytest.approx(2.0, rel=1e-3)
+
+
+def test_adamw8bit_trains_with_quantised_state(vlm: VLM, tmp_path: Path) -> None:
+    module = VLMQ(vlm, optimizer="adamw8bit", critic_width=64, **LR)
+    trainer = _trainer(tmp_path, 3)
+    before = {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
+    trainer.fit(module, _data(tmp_path))
+    optimizer = trainer.optimizers[0]
+    states = [optimizer.state[p]["state1"].dtype for g in optimizer.param_groups for p in g["params"]]
+    # below 4,096 elements bitsandbytes keeps 32 bits: the critic's output layer is above
+    assert torch.uint8 in states
+    changed = [n for n, p in module.named_parameters() if p.requires_grad and not torch.equal(p, before[n])]
+    assert len(changed) == len(before)
+
+
+def test_checkpoints_hold_what_was_trained(vlm: VLM, tmp_path: Path) -> None:
+    module = VLMQ(vlm, **LR)
+    trainer = _trainer(tmp_path, 2)
+    trainer.fit(module, _data(tmp_path))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    keys = set(checkpoint["state_dict"])
+    assert {k for k in keys if k.startswith("vlm.")} == {f"vlm.{n}" for n in vlm.trainable_names()}
+    assert any(k.startswith("critic.target") for k in keys)
+    assert any("popart" in k for k in keys)
+    other = VLMQ(vlm, critic_width=16, **LR)
+    with pytest.raises(ValueError, match="the checkpoint has other shapes of critic"):
+        other.on_load_checkpoint(checkpoint)
+    del checkpoint["state_dict"][next(k for k in keys if "lora_A" in k)]
+    with pytest.raises(ValueError, match="the checkpoint lacks vlm"):
+        module.on_load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(("optimizer", "accumulate"), [("adamw", 1), ("adamw8bit", 2)])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tiny_folder: Path, tmp_path: Path, optimizer: str, accumulate: int
+) -> None:
+    def module() -> VLMQ:
+        torch.manual_seed(3)
+        vlm = VLM(str(tiny_folder), lora_rank=4, lora_dropout=0.1)
+        return VLMQ(vlm, optimizer=optimizer, critic_width=64, **LR)  # type: ignore[arg-type]
+
+    def callbacks() -> list[L.Callback]:
+        return [TargetCriticEMA(tau=0.1), ThresholdSchedule([3], [0.0]), RandomState()]
+
+    options: dict[str, Any] = {"accumulate_grad_batches": accumulate}
+    whole = module()
+    _trainer(tmp_path, 7, callbacks(), **options).fit(whole, _data(tmp_path))
+
+    first = _trainer(tmp_path, 4, callbacks(), **options)  # in the middle of the second epoch
+    first.fit(module(), _data(tmp_path))
+    first.save_checkpoint(tmp_path / "b.ckpt")
+    resumed = module()
+    torch.manual_seed(99)
+    _trainer(tmp_path, 7, callbacks(), **options).fit(resumed, _data(tmp_path), ckpt_path=tmp_path / "b.ckpt")
+    for (name, a), (_, b) in zip(whole.state_dict().items(), resumed.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def _data(tmp_path: Path) -> Demonstrations:
+    return Demonstrations(
+        str(tmp_path / "data"),
+        AgentEnv(NumberLine()),
+        turns=60,
+        mixture={"random": 1.0},
+        batch_size=4,
+        batches_per_epoch=6,
+        validation_batches=1,
+        seed=5,
+    )
+
+
+def _trainer(tmp_path: Path, steps: int, callbacks: list[L.Callback] | None = None, **options: Any) -> L.Trainer:
+    return L.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        gradient_clip_val=2.0,
+        callbacks=[TargetCriticEMA()] if callbacks is None else callbacks,
+        **options,
+    )
+
+
+def _gradients(module: VLMQ, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    module.zero_grad()
+    loss.backward()
+    found = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    module.zero_grad()
+    return found

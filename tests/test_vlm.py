@@ -1,0 +1,163 @@
+import json
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor, BertConfig
+
+from lightning_vlmq.batches import TurnEncoder
+from lightning_vlmq.turns import Turn
+from lightning_vlmq.vlm import VLM
+
+
+def test_only_the_language_model_gets_an_adapter(tiny_folder: Path) -> None:
+    vlm = VLM(str(tiny_folder), lora_rank=2, lora_targets=["q_proj", "v_proj"])
+    names = vlm.trainable_names()
+    # 2 layers x 2 targets x (A, B); the vision tower has q_proj and v_proj, too
+    assert len(names) == 8
+    assert all("text_model" in name and "lora_" in name for name in names)
+    # rank 2, width 32: 2 x 32 for A and for B
+    assert sum(p.numel() for p in vlm.parameters() if p.requires_grad) == 8 * 2 * 32
+
+
+def test_targets_that_match_nothing_are_named(tiny_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"lora_targets: \['Wqkv'\] match no linear layer.*it has .*q_proj"):
+        VLM(str(tiny_folder), lora_targets=["Wqkv"])
+
+
+def test_a_missing_folder_is_named() -> None:
+    with pytest.raises(ValueError, match=r"vlm.name: './nowhere' is no folder"):
+        VLM("./nowhere")
+
+
+def test_a_model_without_image_input_is_refused(tmp_path: Path) -> None:
+    BertConfig(hidden_size=8, num_attention_heads=1).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"\(bert\) has no image input"):
+        VLM(str(tmp_path))
+
+
+def test_hidden_states_and_logits_are_the_models_own(vlm: VLM, encoder: TurnEncoder, pairs: list) -> None:
+    observation = pairs[0][0].observation
+    inputs = encoder.prompts([observation])
+    messages = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "image": _picture(observation.images[0])},
+                {"type": "text", "text": encoder.prompt.text(observation)},
+            ],
+        }
+    ]
+    live = vlm.processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert live["input_ids"].tolist() == inputs["input_ids"].tolist()
+    with torch.no_grad():
+        own = vlm.hf(**live).logits
+        ours = vlm.logits(vlm.hidden(inputs))
+    torch.testing.assert_close(ours, own, atol=1e-5, rtol=1e-5)
+
+
+def test_a_reply_token_does_not_change_what_stands_before_it(vlm: VLM, encoder: TurnEncoder, pairs: list) -> None:
+    batch = encoder.batch(*zip(*pairs[:4], strict=True))
+    before = _hidden(vlm, batch.inputs)
+    for row in range(4):
+        changed = {k: v.clone() for k, v in batch.inputs.items()}
+        position = int(batch.positions[row, 0]) + 1  # the first reply token
+        changed["input_ids"][row, position] = (changed["input_ids"][row, position] + 7) % 300 + 10
+        after = _hidden(vlm, changed)
+        assert torch.equal(before[row, :position], after[row, :position])
+        assert not torch.allclose(before[row, position], after[row, position])
+
+
+def test_rows_do_not_depend_on_padding_or_neighbours(vlm: VLM, encoder: TurnEncoder, pairs: list) -> None:
+    turns, successors = zip(*pairs[:6], strict=True)
+    together = encoder.batch(turns, successors)
+    all_hidden = _hidden(vlm, together.inputs)
+    for row in range(6):
+        alone = encoder.batch(turns[row : row + 1], successors[row : row + 1])
+        count = int(alone.mask.sum())
+        torch.testing.assert_close(
+            all_hidden[row, together.positions[row, :count]],
+            _hidden(vlm, alone.inputs)[0, alone.positions[0]],
+            atol=1e-5,
+            rtol=1e-4,
+        )
+
+
+def test_batched_generation_equals_one_by_one(vlm: VLM, encoder: TurnEncoder, pairs: list) -> None:
+    observations = [turn.observation for turn, _ in pairs[:6]]
+    assert len({len(encoder.prompt_ids(o)[0]) for o in observations}) > 1, "prompts of one length need no padding"
+    together = vlm.generate(encoder.prompts(observations), max_new_tokens=8)
+    alone = [vlm.generate(encoder.prompts([o]), max_new_tokens=8)[0] for o in observations]
+    assert together == alone
+
+
+def test_generation_is_seeded_and_leaves_the_global_generator(vlm: VLM, encoder: TurnEncoder, pairs: list) -> None:
+    inputs = encoder.prompts([pairs[0][0].observation])
+    state = torch.get_rng_state()
+    first, again, other = (
+        vlm.generate(inputs, max_new_tokens=12, temperature=1.0, generator_seed=seed) for seed in (1, 1, 2)
+    )
+    assert first == again != other
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_replies_hold_no_placeholders(vlm: VLM, encoder: TurnEncoder, pairs: list) -> None:
+    inputs = encoder.prompts([turn.observation for turn, _ in pairs[:16]])
+    replies = vlm.generate(inputs, max_new_tokens=24, temperature=5.0, generator_seed=0)
+    assert vlm.image_token_id in vlm.forbidden_ids
+    assert not {token for reply in replies for token in reply} & set(vlm.forbidden_ids)
+
+
+def test_base_is_the_loaded_model(vlm: VLM, encoder: TurnEncoder, pairs: list, tiny_folder: Path) -> None:
+    batch = encoder.batch(*zip(*pairs[:2], strict=True))
+    untouched = VLM(str(tiny_folder), lora_rank=0)
+    with vlm.base():
+        torch.testing.assert_close(_hidden(vlm, batch.inputs), _hidden(untouched, batch.inputs))
+    assert not torch.allclose(_hidden(vlm, batch.inputs), _hidden(untouched, batch.inputs))
+
+
+def test_exports_load_without_us(
+    vlm: VLM, encoder: TurnEncoder, pairs: list, tiny_folder: Path, tmp_path: Path
+) -> None:
+    vlm: VLM, encoder: TurnEncoder, pairs: list, tiny_folder: Path, tmp_path: Path
+) -> None:
+    inputs = encoder.prompts([pairs[0][0].observation])
+    wanted = vlm.logits(_hidden(vlm, inputs))
+    pixels = AutoProcessor.from_pretrained(tiny_folder)(
+        text=["<image>"], images=[[_picture(pairs[0][0].observation.images[0])]], return_tensors="pt"
+    )
+    live = {k: v for k, v in inputs.items() if k != "image_features"}
+    live |= {k: v for k, v in pixels.items() if k.startswith("pixel")}
+    vlm.export(tmp_path / "merged", merged=True)
+    vlm.export(tmp_path / "adapter", merged=False)
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
+    base = AutoModelForImageTextToText.from_pretrained(tiny_folder)
+    adapted = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    for model in (merged, adapted):
+        with torch.no_grad():
+            torch.testing.assert_close(model(**live).logits, wanted, atol=1e-4, rtol=1e-4)
+    assert AutoProcessor.from_pretrained(tmp_path / "merged").tokenizer.eos_token_id == vlm.stop_ids[0]
+    # the model in training is left as it was
+    torch.testing.assert_close(vlm.logits(_hidden(vlm, inputs)), wanted)
+    assert "lora" in json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["peft_type"].lower()
+
+
+def _hidden(vlm: VLM, inputs: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        return vlm.hidden(inputs)
+
+
+def _picture(png: bytes) -> object:
+    import io
+
+    from PIL import Image
+
+    return Image.open(io.BytesIO(png)).convert("RGB")
+
+
+def test_turns_are_of_both_policies(pairs: list[tuple[Turn, Turn]]) -> None:
+    assert {turn.policy for turn, _ in pairs} == {"random", "agent"}

@@ -1,12 +1,15 @@
 """The command ``vlmq``: LightningCLI's fit, validate, test, and collect and export of our own."""
 
+import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+import transformers
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -74,9 +77,6 @@ class VLMQCLI(LightningCLI):
         # denormals of nearly converged activations slow a CPU down manyfold
         torch.set_flush_denormal(True)
         config["trainer"]["default_root_dir"] = folder
-        data = config["data"]["init_args"]
-        if "folder" in data and data["folder"] is None:
-            data["folder"] = str(Path(folder) / "data")
         if config.get("ckpt_path") in ("last", "best"):
             config["ckpt_path"] = _checkpoint(folder, config["ckpt_path"])
 
@@ -100,9 +100,26 @@ def _checkpoint(folder: str, which: str) -> str:
     return str(found[-1])
 
 
+def _quiet() -> None:
+    """Hides messages of libraries that a user of the command can do nothing about."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
+    for message in (
+        ".*is_gradient_checkpointing.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*IterableDataset. has .__len__. defined.*",
+        ".*module.s. in eval mode at the start of training.*",  # dropout is switched on by VLMQ.on_train_start
+        ".*does not have many workers.*",
+        ".*is smaller than the logging interval.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
 def main(args: ArgsType = None) -> None:
     """Entry of the console script."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _quiet()
     try:
         VLMQCLI(
             model_class=L.LightningModule,

@@ -5,7 +5,7 @@ Everything here computes in float32 whatever the VLM's precision: steps of 5e-4 
 
 import copy
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class TokenCritic(nn.Module):
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        return _keep_float32(self, super()._apply, fn, recurse)
+        return cast(Self, super()._apply(_keep_float32(fn), recurse))  # type: ignore[no-untyped-call]
 
 
 class MLPCritic(TokenCritic):
@@ -165,6 +165,8 @@ class PopArt(nn.Module):
         """
         if not self.enabled:
             return
+        if weight is not None:
+            mask = mask & (weight != 0).unsqueeze(-1)  # a turn of weight 0 may hold anything
         tokens = mask.sum(-1)
         used = (tokens > 0).float() if weight is None else (tokens > 0) * weight.float()
         targets = torch.where(mask, targets.float(), 0.0)
@@ -194,7 +196,7 @@ class PopArt(nn.Module):
         self.b.copy_((old_sigma * self.b + old_mu - self.mu) / new_sigma)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        return _keep_float32(self, super()._apply, fn, recurse)
+        return cast(Self, super()._apply(_keep_float32(fn), recurse))  # type: ignore[no-untyped-call]
 
 
 class Critic(nn.Module):
@@ -231,11 +233,11 @@ class Critic(nn.Module):
             slow.lerp_(fast, tau)
 
 
-def _keep_float32(module: Any, apply: Callable[..., Any], fn: Callable[[Tensor], Tensor], recurse: bool) -> Any:
-    """``module.to(bfloat16)`` and ``half()`` move devices only: floating tensors go back to float32."""
+def _keep_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``module.to(bfloat16)`` and ``half()`` then move devices only: floating tensors go back to float32."""
 
     def convert(tensor: Tensor) -> Tensor:
         converted = fn(tensor)
         return converted.to(tensor.dtype) if tensor.is_floating_point() else converted
 
-    return apply(convert, recurse)
+    return convert

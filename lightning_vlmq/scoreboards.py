@@ -6,6 +6,7 @@ import numpy as np
 
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.envs.agent import AgentEnv
+from lightning_vlmq.envs.blackjack import BlackjackState
 from lightning_vlmq.envs.exact import blackjack_states, numberline_pairs, sample_hands, score_blackjack
 from lightning_vlmq.policy import VLMPolicy
 from lightning_vlmq.rollout import play
@@ -71,7 +72,7 @@ class BlackjackScoreboard:
         for number, (_, hand) in enumerate(shown):
             observations.append(env.reset(seed=self.seed + number, options={**hand}))
         replies = policy.reply([env] * len(shown), observations)
-        hits: dict[tuple[int, bool, int], list[float]] = {}
+        hits: dict[BlackjackState, list[float]] = {}
         valid = 0
         for (state, _), reply in zip(shown, replies, strict=True):
             action = env.parser.parse(reply.text)

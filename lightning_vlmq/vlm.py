@@ -58,7 +58,7 @@ class VLM(nn.Module):
         self.name = name
         source = _locate(name)
         network = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype))
-        self.processor = AutoProcessor.from_pretrained(source)
+        self.processor: Any = AutoProcessor.from_pretrained(source)  # type: ignore[no-untyped-call]
         self.tokenizer = self.processor.tokenizer
         self.tokenizer.padding_side = "left"
         network.requires_grad_(False)
@@ -170,7 +170,7 @@ class VLM(nn.Module):
         flat = torch.cat([f.reshape(-1, f.shape[-1]) for f in pooled], dim=0)
         counts = [row.count(self.image_token_id) for row in ids]
         assert sum(counts) == flat.shape[0], f"{sum(counts)} placeholders for {flat.shape[0]} image features"
-        return [(row, f.cpu().clone()) for row, f in zip(ids, flat.split(counts), strict=True)]
+        return [(row, f.cpu().clone()) for row, f in zip(ids, torch.split(flat, counts), strict=True)]
 
     def hidden(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Hidden states ``[B, S, D]`` that the language head reads.

@@ -123,8 +123,6 @@ def test_base_is_the_loaded_model(vlm: VLM, encoder: TurnEncoder, pairs: list, t
 def test_exports_load_without_us(
     vlm: VLM, encoder: TurnEncoder, pairs: list, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    vlm: VLM, encoder: TurnEncoder, pairs: list, tiny_folder: Path, tmp_path: Path
-) -> None:
     inputs = encoder.prompts([pairs[0][0].observation])
     wanted = vlm.logits(_hidden(vlm, inputs))
     pixels = AutoProcessor.from_pretrained(tiny_folder)(

@@ -102,7 +102,7 @@ class Report(L.Callback):
     def _report(self, trainer: L.Trainer) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         jobs: list[tuple[str, dict[str, Any]]] = [("base", {"base": True, "temperature": 1.0}), ("trained", {})]
-        jobs += [(f"trained, temperature {t:g}", {"temperature": t}) for t in self.temperatures]
+        jobs += [(f"trained at {t:g}", {"temperature": t}) for t in self.temperatures]
         jobs += [(f"trained, {name}", {"environment": env}) for name, env in self.variants.items()]
         rows: dict[str, Scores] = {"data": score_episodes(data.store.episodes())}
         for name, options in track(jobs, description="scoring"):
@@ -136,7 +136,7 @@ def _environment(trainer: L.Trainer, environment: AgentEnv | None) -> AgentEnv:
     found = environment or getattr(trainer.datamodule, "environment", None)  # type: ignore[attr-defined]
     if found is None:
         raise ValueError("no environment to play: give data.environment, or the callback's own environment")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _scores(

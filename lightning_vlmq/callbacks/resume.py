@@ -1,7 +1,7 @@
 """Exact resume: random generators go on where the checkpoint left them."""
 
 import random
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -21,10 +21,11 @@ class RandomState(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """States as plain types, which the safe checkpoint loader accepts."""
-        name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002  the global state is the point
+        # the global state is the point
+        name, keys, position, has_gauss, gauss = cast(tuple[Any, ...], np.random.get_state())  # noqa: NPY002
         state: dict[str, Any] = {
             "python": random.getstate(),
-            "numpy": [name, keys.tolist(), position, has_gauss, gauss],  # type: ignore[union-attr]
+            "numpy": [name, keys.tolist(), position, has_gauss, gauss],
             "torch": torch.get_rng_state(),
         }
         if torch.cuda.is_available():

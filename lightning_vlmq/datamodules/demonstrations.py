@@ -29,7 +29,8 @@ class Demonstrations(L.LightningDataModule):
     another model collected are encoded for the student.
 
     Args:
-        folder: Of the turns; see :class:`~lightning_vlmq.store.TurnStore`.
+        folder: Of the turns, see :class:`~lightning_vlmq.store.TurnStore`; ``null`` takes ``data`` in the trainer's
+            ``default_root_dir``, the run's folder.
         environment: What the turns are of; plays to make demonstrations and to score agents. May be left out
             if the folder holds turns and nothing is played.
         prompt: How observations become prompts.
@@ -52,7 +53,7 @@ class Demonstrations(L.LightningDataModule):
 
     def __init__(
         self,
-        folder: str,
+        folder: str | None = None,
         environment: AgentEnv | None = None,
         *,
         prompt: PromptMethod | None = None,
@@ -70,7 +71,7 @@ class Demonstrations(L.LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.folder = Path(folder)
+        self._folder = folder
         self.environment = environment
         self.prompt = prompt or PromptMethod()
         self.turns = turns
@@ -81,13 +82,20 @@ class Demonstrations(L.LightningDataModule):
         self.holdout = holdout
         self.validation_batches = validation_batches
         self.max_reply_tokens = max_reply_tokens
-        self.features = Path(features) if features else self.folder / "features.sqlite"
+        self.features = features
         self.features_memory_mb = features_memory_mb
         self.skip_damaged = skip_damaged
         self.seed = seed
         self._drawn = 0
         self.encoder: TurnEncoder
         self.store: TurnStore
+
+    @property
+    def folder(self) -> Path:
+        """Where the turns are."""
+        if self._folder is not None:
+            return Path(self._folder)
+        return Path(self.trainer.default_root_dir if self.trainer else ".") / "data"
 
     # -- Lightning's hooks ----------------------------------------------------------------------------------
 
@@ -170,7 +178,8 @@ class Demonstrations(L.LightningDataModule):
 
     def _make_encoder(self) -> TurnEncoder:
         vlm = self._vlm()
-        features = FeatureCache(vlm, self.features, memory_mb=self.features_memory_mb)
+        path = Path(self.features) if self.features else self.folder / "features.sqlite"
+        features = FeatureCache(vlm, path, memory_mb=self.features_memory_mb)
         return TurnEncoder(vlm, self.prompt, features=features, max_reply_tokens=self.max_reply_tokens)
 
     def _seed(self) -> int:

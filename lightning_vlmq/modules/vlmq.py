@@ -1,6 +1,5 @@
 """VLM Q-Learning: advantage-filtered supervised fine-tuning of one VLM with two token heads."""
 
-from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import lightning as L
@@ -27,6 +26,8 @@ from lightning_vlmq.losses import (
     token_rewards_and_discounts,
     tree_backup,
 )
+from lightning_vlmq.modules.diagnostics import diagnostics
+from lightning_vlmq.modules.optim import Group, clip_groups, make_optimizer
 from lightning_vlmq.vlm import VLM
 
 __all__ = ["VLMQ"]
@@ -145,7 +146,7 @@ class VLMQ(L.LightningModule):
         imitate_weight = batch.weight * batch.imitate
         if hp["td_weight"] == 0 and self.threshold is None and hp["actor"] == "afsft":
             loss = afsft_loss(log_pi, torch.ones_like(log_pi), batch.mask, imitate_weight)
-            return loss, {"loss/actor": loss.detach(), "policy/log_prob": _mean(log_pi, batch.mask)}
+            return loss, {"loss/actor": loss.detach(), "policy/log_prob": log_pi[batch.mask].mean().detach()}
 
         support = self._support(heads.logits)
         with torch.no_grad():
@@ -172,7 +173,12 @@ class VLMQ(L.LightningModule):
             loss = actor + hp["td_weight"] * critic
             logs["loss/critic"] = critic.detach()
         if self._should_log():
-            logs |= self._diagnostics(batch, heads, log_pi, support, q_a, adv, accepted, guarded, targets)
+            logs |= diagnostics(batch, heads.logits, log_pi, q_a, adv, accepted, targets, self.seen_tokens)
+            logs["filter/guard_engaged"] = guarded.float()
+            logs["popart/mean"] = self.critic.popart.mu.clone()
+            logs["popart/scale"] = self.critic.popart.sigma
+            if self.threshold is not None:
+                logs["filter/threshold"] = adv.new_tensor(self.threshold)
         return loss, logs
 
     def _support(self, logits: Tensor) -> Support:
@@ -276,22 +282,11 @@ class VLMQ(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One optimiser with a group each for the VLM and the critic, each with its linear warm-up."""
         hp = self.hparams
-        groups: list[dict[str, Any]] = []
-        warmups: list[int] = []
-        adapter = [p for p in self.vlm.parameters() if p.requires_grad]
-        head = [p for p in self.critic.parameters() if p.requires_grad]
-        for name, parameters, lr, warmup in (
-            ("vlm", adapter, hp["lr"], hp["warmup_steps"]),
-            ("critic", head, hp["critic_lr"], hp["critic_warmup_steps"]),
-        ):
-            if parameters:
-                groups.append({"name": name, "params": parameters, "lr": lr, "weight_decay": hp["weight_decay"]})
-                warmups.append(warmup)
-        if not groups:
-            raise ValueError("there is nothing to train: set vlm.lora_rank > 0 or td_weight > 0")
-        optimizer = _optimizer(hp["optimizer"], groups)
-        ramps = [lambda step, warmup=warmup: min(1.0, (step + 1) / max(1, warmup)) for warmup in warmups]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, ramps)
+        groups = [
+            Group("vlm", list(self.vlm.parameters()), hp["lr"], hp["warmup_steps"]),
+            Group("critic", list(self.critic.parameters()), hp["critic_lr"], hp["critic_warmup_steps"]),
+        ]
+        optimizer, schedule = make_optimizer(hp["optimizer"], groups, hp["weight_decay"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -301,18 +296,7 @@ class VLMQ(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips each group by itself: a batch with a reward of -200 must not starve the actor."""
-        for group in optimizer.param_groups:
-            grads = [p.grad for p in group["params"] if p.grad is not None]
-            if not grads:
-                continue
-            norm = torch.nn.utils.get_total_norm(grads)
-            self.log(f"grad_norm/{group['name']}", norm)
-            if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
-                torch.nn.utils.clip_grads_with_norm_(group["params"], gradient_clip_val, norm)
-                share = (gradient_clip_val / norm.clamp(min=1e-12)).clamp(max=1.0)
-                self.log(f"grad_norm/{group['name']}_kept", share)
-            elif gradient_clip_val:
-                torch.nn.utils.clip_grad_value_(group["params"], gradient_clip_val)
+        self.log_dict(clip_groups(optimizer, gradient_clip_val, gradient_clip_algorithm))
 
     # -- checkpoints ----------------------------------------------------------------------------------------
 
@@ -342,82 +326,14 @@ class VLMQ(L.LightningModule):
         trained = {f"vlm.{name}" for name in self.vlm.trainable_names()}
         return trained | {key for key in self.state_dict() if not key.startswith("vlm.")}
 
-    # -- what TensorBoard shows -----------------------------------------------------------------------------
-
     def _should_log(self) -> bool:
-        trainer = self._trainer
-        if trainer is None or not self.training:
+        """Statistics cost a softmax over the vocabulary: they are made when the logger asks for them."""
+        if self._trainer is None or not self.training:
             return True
-        return (self.global_step + 1) % max(1, trainer.log_every_n_steps) == 0  # type: ignore[attr-defined]
-
-    @torch.no_grad()
-    def _diagnostics(
-        self,
-        batch: TokenBatch,
-        heads: _Heads,
-        log_pi: Tensor,
-        support: Support,
-        q_a: Tensor,
-        adv: Tensor,
-        accepted: Tensor,
-        guarded: Tensor,
-        targets: Tensor,
-    ) -> dict[str, Tensor]:
-        mask = batch.mask
-        passed = (accepted > 0).float()
-        last = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
-        first = torch.zeros_like(mask)
-        first[:, 0] = mask[:, 0]
-        valid = mask & batch.valid.unsqueeze(-1)
-        kinds = {
-            "all": mask,
-            "valid_replies": valid,
-            "invalid_replies": mask & ~valid,
-            "first_token": first,
-            "last_token": last & valid,
-            "inner_tokens": valid & ~first & ~last,
-        }
-        probabilities = heads.logits.float().softmax(-1)
-        unseen = probabilities[..., ~self.seen_tokens].sum(-1)
-        entropy = -(probabilities * probabilities.clamp(min=1e-12).log()).sum(-1)
-        popart = self.critic.popart
-        logs = {f"filter/pass_rate_{kind}": _mean(passed, where) for kind, where in kinds.items() if where.any()}
-        logs |= {
-            "filter/guard_engaged": guarded.float(),
-            "policy/log_prob": _mean(log_pi, mask),
-            "policy/entropy": _mean(entropy, mask),
-            "policy/mass_on_unseen_tokens": _mean(unseen, mask),
-            "critic/q": _mean(q_a, mask),
-            "critic/v": _mean(q_a - adv, mask),
-            "critic/advantage": _mean(adv, mask),
-            "critic/advantage_std": adv[mask].float().std(unbiased=False),
-            "critic/advantage_valid": _mean(adv, valid) if valid.any() else adv.new_zeros(()),
-            "critic/target": _mean(targets, mask),
-            "critic/error_first_token": _mean((q_a - targets).abs(), first),
-            "critic/error_last_token": _mean((q_a - targets).abs(), mask & last),
-            "popart/mean": popart.mu.detach().clone(),
-            "popart/scale": popart.sigma.detach().clone(),
-        }
-        if self.threshold is not None:
-            logs["filter/threshold"] = torch.tensor(float(self.threshold), device=adv.device)
-        return logs
-
-
-def _mean(values: Tensor, where: Tensor) -> Tensor:
-    return values[where].float().mean()
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return (self.global_step + 1) % max(1, every) == 0
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ValueError(f"{name} must be in [{low}, {high}], not {value}")
-
-
-def _optimizer(name: str, groups: Iterable[dict[str, Any]]) -> Optimizer:
-    if name == "adamw":
-        return torch.optim.AdamW(list(groups))
-    if name == "adamw8bit":
-        # imported here: the library probes the GPU when it is imported
-        from bitsandbytes.optim import AdamW8bit
-
-        return AdamW8bit(list(groups))  # type: ignore[no-any-return]
-    raise ValueError(f"optimizer must be adamw or adamw8bit, not {name!r}")

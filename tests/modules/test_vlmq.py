@@ -105,7 +105,7 @@ def test_terminated_turns_do_not_read_a_successor(vlm: VLM, encoder: TurnEncoder
 
 
 def test_fitting_without_a_moving_target_is_refused(vlm: VLM, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="needs the callback .*TargetCriticEMA"):
+    with pytest.raises(ValueError, match=r"needs the callback .*TargetCriticEMA"):
         _trainer(tmp_path, 1, callbacks=[]).fit(VLMQ(vlm, **LR), _data(tmp_path))
 
 

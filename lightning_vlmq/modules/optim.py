@@ -1,0 +1,88 @@
+"""One optimiser with a parameter group for each part of a module: own rate, own warm-up, own gradient norm."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+__all__ = ["Group", "clip_groups", "make_optimizer"]
+
+
+class Group(NamedTuple):
+    """Parameters that are trained alike.
+
+    Attributes:
+        name: In logs.
+        parameters: Frozen ones are left out.
+        lr: Peak learning rate.
+        warmup_steps: Optimiser steps of linear warm-up.
+    """
+
+    name: str
+    parameters: list[nn.Parameter]
+    lr: float
+    warmup_steps: int
+
+
+def make_optimizer(name: str, groups: list[Group], weight_decay: float) -> tuple[Optimizer, LambdaLR]:
+    """AdamW over the groups that have something to train, and its warm-up.
+
+    Args:
+        name: ``"adamw"``, or ``"adamw8bit"`` of bitsandbytes (Dettmers 2021).
+        groups: The groups.
+        weight_decay: Of all groups.
+
+    Raises:
+        ValueError: The name is unknown, or everything is frozen.
+    """
+    settings: list[dict[str, Any]] = []
+    ramps: list[Callable[[int], float]] = []
+    for group in groups:
+        trained = [p for p in group.parameters if p.requires_grad]
+        if trained:
+            settings.append({"name": group.name, "params": trained, "lr": group.lr, "weight_decay": weight_decay})
+            ramps.append(partial(_warm_up, group.warmup_steps))
+    if not settings:
+        raise ValueError("there is nothing to train: set vlm.lora_rank > 0 or td_weight > 0")
+    optimizer: Optimizer
+    if name == "adamw":
+        optimizer = torch.optim.AdamW(settings)
+    elif name == "adamw8bit":
+        # imported here: the library probes for a GPU when it is imported
+        from bitsandbytes.optim.adamw import AdamW8bit
+
+        optimizer = cast(Optimizer, AdamW8bit(settings))  # type: ignore[no-untyped-call]
+    else:
+        raise ValueError(f"optimizer must be adamw or adamw8bit, not {name!r}")
+    return optimizer, LambdaLR(optimizer, ramps)
+
+
+def clip_groups(optimizer: Optimizer, limit: float | None, algorithm: str | None) -> dict[str, Tensor]:
+    """Clips each group's gradient by its own norm (or by value) and returns the norms to log.
+
+    Args:
+        optimizer: Holds the groups.
+        limit: Largest norm, or value; ``None`` only measures.
+        algorithm: ``"norm"`` (also ``None``) or ``"value"``.
+    """
+    logs: dict[str, Tensor] = {}
+    for group in optimizer.param_groups:
+        gradients = [p.grad for p in group["params"] if p.grad is not None]
+        if not gradients:
+            continue
+        norm = nn.utils.get_total_norm(gradients)
+        logs[f"grad_norm/{group['name']}"] = norm
+        if limit and algorithm in (None, "norm"):
+            nn.utils.clip_grads_with_norm_(group["params"], limit, norm)
+            logs[f"grad_norm/{group['name']}_kept"] = (limit / norm.clamp(min=1e-12)).clamp(max=1.0)
+        elif limit:
+            nn.utils.clip_grad_value_(group["params"], limit)
+    return logs
+
+
+def _warm_up(steps: int, step: int) -> float:
+    return min(1.0, (step + 1) / max(1, steps))

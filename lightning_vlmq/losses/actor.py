@@ -1,8 +1,9 @@
 """Losses of the language head (eq. 3, 4), and the baseline that maximises Q (fig. 5)."""
 
+import torch
 from torch import Tensor
 
-from lightning_vlmq.losses.reductions import turn_mean
+from lightning_vlmq.losses.reductions import counted, turn_mean
 
 __all__ = ["afsft_loss", "max_q_loss", "token_log_probs"]
 
@@ -24,7 +25,10 @@ def afsft_loss(log_pi_a: Tensor, accepted: Tensor, mask: Tensor, weight: Tensor 
         mask: True at tokens of the reply ``[B, T]``.
         weight: Of the turns ``[B]``.
     """
-    return turn_mean(-log_pi_a * accepted.detach(), mask, weight)
+    accepted = accepted.detach()
+    # a token that the filter drops may have probability 0: -inf x 0 is NaN
+    read = counted(mask, weight) & (accepted != 0)
+    return turn_mean(torch.where(read, -log_pi_a, 0.0) * torch.where(read, accepted, 0.0), mask, weight)
 
 
 def max_q_loss(logits: Tensor, q: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -36,4 +40,7 @@ def max_q_loss(logits: Tensor, q: Tensor, mask: Tensor, weight: Tensor | None = 
         mask: True at tokens of the reply ``[B, T]``.
         weight: Of the turns ``[B]``.
     """
-    return turn_mean(-(logits.float().softmax(-1) * q.detach()).sum(-1), mask, weight)
+    read = counted(mask, weight).unsqueeze(-1)
+    probs = torch.where(read, logits.float(), 0.0).softmax(-1)
+    values = torch.where(read & (probs > 0), q.detach().float(), 0.0)
+    return turn_mean(-(probs * values).sum(-1), mask, weight)

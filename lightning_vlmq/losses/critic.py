@@ -1,8 +1,9 @@
 """Loss of the token critic (eq. 6)."""
 
+import torch
 from torch import Tensor
 
-from lightning_vlmq.losses.reductions import turn_mean
+from lightning_vlmq.losses.reductions import counted, turn_mean
 
 __all__ = ["td_loss"]
 
@@ -16,4 +17,5 @@ def td_loss(prediction: Tensor, target: Tensor, mask: Tensor, weight: Tensor | N
         mask: True at tokens of the reply ``[B, T]``.
         weight: Of the turns ``[B]``.
     """
-    return turn_mean((prediction.float() - target.detach().float()).square(), mask, weight)
+    error = torch.where(counted(mask, weight), prediction.float() - target.detach().float(), 0.0)
+    return turn_mean(error.square(), mask, weight)

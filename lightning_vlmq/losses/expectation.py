@@ -71,12 +71,23 @@ def action_probability(support: Support, a: Tensor) -> Tensor:
     return torch.where(support.ids == a.unsqueeze(-1), support.probs, 0.0).sum(-1)
 
 
-def advantage(q_a: Tensor, q_support: Tensor, support: Support) -> Tensor:
+def advantage(q_a: Tensor, q_support: Tensor, support: Support, a: Tensor | None = None) -> Tensor:
     """A(a) = sum_v pi(v) (Q(a) - Q(v)) ``[...]``, the left side of eq. 5.
 
     Summed as differences in float32: where the policy is certain of ``a`` the advantage is exactly 0.
+
+    Args:
+        q_a: Values of the tokens of the reply ``[...]``.
+        q_support: Values of the support's tokens ``[..., K]``.
+        support: Tokens and probabilities ``[..., K]``.
+        a: The tokens of the reply ``[...]``. Give them where ``q_a`` and ``q_support`` come from two products: these
+            differ in their last digits, also for the same token, and half of all ties would fall below 0.
     """
-    return _weighted(q_a.float().unsqueeze(-1) - q_support.float(), support.probs)
+    difference = q_a.float().unsqueeze(-1) - q_support.float()
+    if a is not None:
+        ids = torch.arange(q_support.shape[-1], device=a.device) if support.ids is None else support.ids
+        difference = torch.where(ids == a.unsqueeze(-1), 0.0, difference)
+    return _weighted(difference, support.probs)
 
 
 def _weighted(values: Tensor, probs: Tensor) -> Tensor:

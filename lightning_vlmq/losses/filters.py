@@ -1,5 +1,7 @@
 """Which tokens the language loss imitates (eq. 5)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -48,6 +50,6 @@ def guarded_threshold(adv: Tensor, mask: Tensor, beta: float, min_pass_rate: flo
     if min_pass_rate <= 0 or not len(values):
         return threshold, torch.zeros((), dtype=torch.bool, device=adv.device)
     engaged = (values >= threshold).float().mean() < min_pass_rate
-    wanted = max(1, round(min_pass_rate * len(values)))
+    wanted = max(1, math.ceil(min_pass_rate * len(values) - 1e-6))
     own = values.topk(wanted).values[-1].to(threshold.dtype)
     return torch.where(engaged, torch.minimum(own, threshold), threshold), engaged

@@ -3,7 +3,16 @@
 import torch
 from torch import Tensor
 
-__all__ = ["turn_mean"]
+__all__ = ["counted", "turn_mean"]
+
+
+def counted(mask: Tensor, weight: Tensor | None = None) -> Tensor:
+    """True at tokens ``[B, T]`` that a loss reads: of the reply, in a turn whose weight ``[B]`` is not 0.
+
+    Losses replace all other values *before* they compute: the gradient of a product with NaN is NaN, also where the
+    product itself is dropped afterwards.
+    """
+    return mask if weight is None else mask & (weight != 0).unsqueeze(-1)
 
 
 def turn_mean(x: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -21,9 +30,7 @@ def turn_mean(x: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
     Returns:
         A scalar in float32.
     """
-    if weight is not None:
-        mask = mask & (weight > 0).unsqueeze(-1)
-    tokens = torch.where(mask, x.float(), 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
+    tokens = torch.where(counted(mask, weight), x.float(), 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
     if weight is not None:
         tokens = tokens * weight
     return tokens.mean()

@@ -68,7 +68,7 @@ def tree_backup(
     last = last_token(mask)
     # behind a discount of zero nothing is read, whatever stands there
     bootstrap = torch.where((discount_t > 0) & mask, v_t.float(), 0.0)
-    weight = torch.where(mask & ~last, lambda_ * pi_a_t.float(), 0.0)
+    weight = torch.where((discount_t > 0) & mask & ~last, lambda_ * pi_a_t.float(), 0.0)
     next_q = torch.where(mask & ~last, q_a_t.float(), 0.0)
     reward = torch.where(mask, r_t.float(), 0.0)
     discount = torch.where(mask, discount_t.float(), 0.0)

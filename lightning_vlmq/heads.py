@@ -5,6 +5,7 @@ Everything here computes in float32 whatever the VLM's precision: steps of 5e-4 
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Self, cast
 
 import torch
@@ -15,6 +16,10 @@ __all__ = ["Critic", "EmbeddingCritic", "MLPCritic", "PopArt", "TokenCritic"]
 
 class TokenCritic(nn.Module):
     """A head from hidden states to one number a token, before PopArt's scale."""
+
+    def frozen_parts(self) -> list[nn.Module]:
+        """Submodules without parameters that a target critic shares instead of copying."""
+        return []
 
     def forward(self, h: Tensor, ids: Tensor | None = None) -> Tensor:
         """Raw values.
@@ -42,12 +47,13 @@ class MLPCritic(TokenCritic):
         hidden_size: D.
         vocab_size: V.
         width: Hidden units.
+        layers: Hidden layers.
     """
 
-    def __init__(self, hidden_size: int, vocab_size: int, width: int = 400) -> None:
+    def __init__(self, hidden_size: int, vocab_size: int, width: int = 400, layers: int = 1) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(hidden_size, width), nn.SiLU())
-        self.out = nn.Linear(width, vocab_size)
+        self.body = _body(hidden_size, width, layers)
+        self.out = nn.Linear(width, vocab_size, dtype=torch.float32)
         nn.init.normal_(self.out.weight, std=1e-3)
         nn.init.zeros_(self.out.bias)
 
@@ -67,20 +73,18 @@ class EmbeddingCritic(TokenCritic):
 
     Args:
         hidden_size: D.
-        token_embeddings: Of the base VLM ``[V, E]``; kept as a normalised copy that checkpoints leave out.
+        token_embeddings: Of the base VLM ``[V, E]``; kept as one normalised copy that checkpoints leave out and the
+            target critic shares.
         width: Hidden units.
+        layers: Hidden layers.
     """
 
-    def __init__(self, hidden_size: int, token_embeddings: Tensor, width: int = 400) -> None:
+    def __init__(self, hidden_size: int, token_embeddings: Tensor, width: int = 400, layers: int = 1) -> None:
         super().__init__()
-        embeddings = token_embeddings.float()
-        embeddings = embeddings - embeddings.mean(0)
-        embeddings = embeddings / embeddings.norm(dim=-1, keepdim=True).clamp(min=1e-6)
-        self.embeddings: Tensor
-        self.register_buffer("embeddings", embeddings.clone(), persistent=False)
-        self.body = nn.Sequential(nn.Linear(hidden_size, width), nn.SiLU())
-        self.value = nn.Linear(width, 1)
-        self.direction = nn.Linear(width, embeddings.shape[1])
+        self.tokens = _FrozenEmbeddings(token_embeddings)
+        self.body = _body(hidden_size, width, layers)
+        self.value = nn.Linear(width, 1, dtype=torch.float32)
+        self.direction = nn.Linear(width, token_embeddings.shape[1], dtype=torch.float32)
         for layer in (self.value, self.direction):
             nn.init.normal_(layer.weight, std=1e-2)
             nn.init.zeros_(layer.bias)
@@ -94,13 +98,28 @@ class EmbeddingCritic(TokenCritic):
                 return self.value(z) + direction @ self.embeddings.T  # type: ignore[no-any-return]
             return self.value(z) + torch.einsum("...d,...kd->...k", direction, self.embeddings[ids])  # type: ignore[no-any-return]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "EmbeddingCritic":
-        # the frozen embeddings are shared between critic and target, everything else is copied
-        memo[id(self.embeddings)] = self.embeddings
-        new = self.__class__.__new__(self.__class__)
-        memo[id(self)] = new
-        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return new
+    @property
+    def embeddings(self) -> Tensor:
+        """Normalised token embeddings ``[V, E]``."""
+        return self.tokens.rows
+
+    def frozen_parts(self) -> list[nn.Module]:
+        """The token embeddings."""
+        return [self.tokens]
+
+
+class _FrozenEmbeddings(nn.Module):
+    """Token embeddings ``[V, E]``, centred, rows of norm 1; no parameter, not in checkpoints.
+
+    A module, not a bare buffer: one that is shared moves to a device once, a shared tensor would be copied twice.
+    """
+
+    def __init__(self, embeddings: Tensor) -> None:
+        super().__init__()
+        rows = embeddings.detach().float()
+        rows = rows - rows.mean(0)
+        self.rows: Tensor
+        self.register_buffer("rows", rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-6), persistent=False)
 
 
 class PopArt(nn.Module):
@@ -127,13 +146,13 @@ class PopArt(nn.Module):
         self.w: Tensor
         self.b: Tensor
         self.pending: Tensor
-        self.register_buffer("mu", torch.tensor(0.0))
-        self.register_buffer("nu", torch.tensor(float(init)))
+        self.register_buffer("mu", torch.tensor(0.0, dtype=torch.float32))
+        self.register_buffer("nu", torch.tensor(init, dtype=torch.float32))
         self.register_buffer("count", torch.tensor(1, dtype=torch.long))
-        self.register_buffer("w", torch.tensor(1.0))
-        self.register_buffer("b", torch.tensor(0.0))
+        self.register_buffer("w", torch.tensor(1.0, dtype=torch.float32))
+        self.register_buffer("b", torch.tensor(0.0, dtype=torch.float32))
         # sums over turns of weight, weight x mean target, weight x mean squared target since the last commit
-        self.register_buffer("pending", torch.zeros(3))
+        self.register_buffer("pending", torch.zeros(3, dtype=torch.float32))
 
     @property
     def sigma(self) -> Tensor:
@@ -210,7 +229,8 @@ class Critic(nn.Module):
     def __init__(self, head: TokenCritic, popart: PopArt) -> None:
         super().__init__()
         self.online = head
-        self.target = copy.deepcopy(head).requires_grad_(False)
+        shared: dict[int, Any] = {id(part): part for part in head.frozen_parts()}
+        self.target = copy.deepcopy(head, shared).requires_grad_(False)
         self.popart = popart
 
     def q_normalised(self, h: Tensor, ids: Tensor | None = None) -> Tensor:
@@ -233,11 +253,22 @@ class Critic(nn.Module):
             slow.lerp_(fast, tau)
 
 
+def _body(hidden_size: int, width: int, layers: int) -> nn.Sequential:
+    """Hidden layers, in float32 also where the default type is another."""
+    if layers < 1:
+        raise ValueError(f"layers {layers}: a critic has at least one hidden layer")
+    sizes = [hidden_size] + [width] * layers
+    return nn.Sequential(*(m for a, b in pairwise(sizes) for m in (nn.Linear(a, b, dtype=torch.float32), nn.SiLU())))
+
+
 def _keep_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """``module.to(bfloat16)`` and ``half()`` then move devices only: floating tensors go back to float32."""
+    """``module.to(bfloat16)`` and ``half()`` then move devices only.
+
+    The original is moved, not the converted tensor turned back: that would round every value to bfloat16.
+    """
 
     def convert(tensor: Tensor) -> Tensor:
         converted = fn(tensor)
-        return converted.to(tensor.dtype) if tensor.is_floating_point() else converted
+        return converted if converted.dtype == tensor.dtype else tensor.to(converted.device)
 
     return convert

@@ -383,3 +383,54 @@ def test_autocast_and_bfloat16_inputs_compute_in_float32(make: Callable[[], Toke
     for left, right in zip(plain, mixed, strict=True):
         assert right.dtype == torch.float32
         assert torch.equal(left, right)
+
+
+@heads
+def test_a_bfloat16_default_makes_float32_heads(make: Callable[[], TokenCritic]) -> None:
+    torch.set_default_dtype(torch.bfloat16)  # as the precision "bf16-true" does
+    try:
+        critic = Critic(make(), PopArt())
+        critic.popart.observe(torch.ones(1, 1), ONE)
+        critic.popart.commit()
+        assert critic.q(hidden(2).bfloat16()).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, value in [*critic.named_parameters(), *critic.named_buffers()]:
+        assert value.dtype == (torch.long if name.endswith("count") else torch.float32), name
+
+
+def test_embeddings_stay_one_copy_on_another_device_and_in_deep_copies() -> None:
+    critic = Critic(over_embeddings(), PopArt())
+    moved = copy.deepcopy(critic).to("meta")
+    for each in (critic, moved):
+        assert isinstance(each.online, EmbeddingCritic)
+        assert isinstance(each.target, EmbeddingCritic)
+        assert each.online.embeddings is each.target.embeddings
+    assert isinstance(moved.online, EmbeddingCritic)
+    assert isinstance(critic.online, EmbeddingCritic)
+    assert (moved.online.embeddings.device.type, critic.online.embeddings.device.type) == ("meta", "cpu")
+
+
+def test_hidden_layers_can_be_stacked() -> None:
+    shapes = [tuple(p.shape) for p in MLPCritic(D, V, width=16, layers=2).body.parameters()]
+    assert shapes == [(16, D), (16,), (16, 16), (16,)]
+    with pytest.raises(ValueError, match="layers 0"):
+        MLPCritic(D, V, layers=0)
+
+
+def test_statistics_are_those_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This rank saw one turn of 2, another one three turns of 6; a rank that saw none takes part, too."""
+
+    def all_reduce(pending: Tensor) -> None:
+        pending += torch.tensor([3.0, 18.0, 108.0])
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    popart, idle = PopArt(step=0.1), PopArt(step=0.1)
+    observe(popart, 2.0)
+    idle.commit()
+    # (2 + 18) / 4 = 5, (4 + 108) / 4 = 28
+    assert popart.mu.item() == pytest.approx(5 * 0.1 / 0.19)
+    assert popart.nu.item() == pytest.approx(100 - 72 * 0.1 / 0.19)
+    assert idle.mu.item() == pytest.approx(6 * 0.1 / 0.19)
+    assert popart.pending.tolist() == [0.0, 0.0, 0.0]

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from lightning_vlmq.losses.expectation import Support
 from lightning_vlmq.losses.reductions import counted, turn_mean
 
 __all__ = ["afsft_loss", "max_q_loss", "token_log_probs"]
@@ -31,16 +32,22 @@ def afsft_loss(log_pi_a: Tensor, accepted: Tensor, mask: Tensor, weight: Tensor 
     return turn_mean(torch.where(read, -log_pi_a, 0.0) * torch.where(read, accepted, 0.0), mask, weight)
 
 
-def max_q_loss(logits: Tensor, q: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
-    """- E_{v ~ pi} Q(v) through pi alone, over the whole vocabulary: the actor that fails in fig. 5.
+def max_q_loss(
+    logits: Tensor, q: Tensor, mask: Tensor, weight: Tensor | None = None, support: Support | None = None
+) -> Tensor:
+    """- E_{v ~ pi} Q(v) through pi alone: the actor that fails in fig. 5.
 
     Args:
         logits: Of the language head ``[B, T, V]``.
-        q: Values ``[B, T, V]``; no gradient reaches the critic.
+        q: Values ``[B, T, V]``, or ``[B, T, K]`` of the support's tokens; no gradient reaches the critic.
         mask: True at tokens of the reply ``[B, T]``.
         weight: Of the turns ``[B]``.
+        support: Tokens that pi is renormalised over; ``None`` is the whole vocabulary, as in the paper.
     """
     read = counted(mask, weight).unsqueeze(-1)
+    if support is not None:
+        logits = logits if support.ids is None else logits.gather(-1, support.ids)
+        logits = logits.float().masked_fill(support.probs == 0, -torch.inf)
     probs = torch.where(read, logits.float(), 0.0).softmax(-1)
     values = torch.where(read & (probs > 0), q.detach().float(), 0.0)
     return turn_mean(-(probs * values).sum(-1), mask, weight)

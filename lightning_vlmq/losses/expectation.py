@@ -28,6 +28,7 @@ def policy_support(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float = 0.0,
+    allowed: Tensor | None = None,
 ) -> Support:
     """The policy, or its nucleus renormalised; no gradient.
 
@@ -40,13 +41,17 @@ def policy_support(
         top_k: Keeps the likeliest ``top_k`` tokens; ``None`` keeps all.
         top_p: Keeps the fewest tokens whose probabilities reach ``top_p``.
         min_p: Leaves out tokens below this probability. The likeliest token always stays.
+        allowed: True at tokens that generation may sample ``[V]``; all others have probability 0.
 
     Raises:
         ValueError: ``temperature``, ``top_k`` or ``top_p`` is not positive.
     """
     if temperature <= 0 or (top_k is not None and top_k < 1) or (top_p is not None and top_p <= 0):
         raise ValueError(f"temperature {temperature}, top_k {top_k}, top_p {top_p}: each must be positive")
-    probs = (logits.float() / temperature).softmax(-1)
+    logits = logits.float()
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, -torch.inf)
+    probs = (logits / temperature).softmax(-1)
     if top_k is None and top_p is None and min_p <= 0:
         return Support(None, probs)
     probs, ids = probs.topk(min(top_k or probs.shape[-1], probs.shape[-1]), dim=-1)
@@ -91,5 +96,5 @@ def advantage(q_a: Tensor, q_support: Tensor, support: Support, a: Tensor | None
 
 
 def _weighted(values: Tensor, probs: Tensor) -> Tensor:
-    # a token without probability may have any value, also none: NaN x 0 is NaN
-    return torch.where(probs > 0, values.float() * probs, 0.0).sum(-1)
+    # a token without probability may have any value, also none: NaN x 0 is NaN; a probability of NaN must show
+    return torch.where(probs != 0, values.float() * probs, 0.0).sum(-1)

@@ -34,7 +34,8 @@ def token_rewards_and_discounts(
     last = last_token(mask)
     r_t = torch.where(last, reward.float().unsqueeze(-1), 0.0)
     ending = gamma * (~terminated).float().unsqueeze(-1)
-    discount_t = torch.where(last, ending, torch.where(mask, in_turn_discount, 0.0))
+    # not where(mask, in_turn_discount, 0): two plain numbers take the default type, and .995 is .9961 in bfloat16
+    discount_t = torch.where(last, ending, in_turn_discount * mask.float())
     return r_t, discount_t
 
 

@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_vlmq.losses import afsft_loss, max_q_loss, td_loss, token_log_probs, turn_mean
+from lightning_vlmq.losses import (
+    advantage_filter,
+    afsft_loss,
+    max_q_loss,
+    policy_support,
+    td_loss,
+    token_log_probs,
+    turn_mean,
+)
 
 INF, NAN = float("inf"), float("nan")
 # two turns, of three tokens and of one
@@ -176,3 +184,31 @@ def test_an_error_at_a_token_that_counts_is_not_hidden() -> None:
     accepted = torch.tensor([[1.0, NAN, 1.0], [1.0, 1.0, 1.0]])
     assert afsft_loss(LOG_PI, accepted, MASK).isnan()
     assert td_loss(X, X * NAN, MASK).isnan()
+
+
+def test_max_q_over_the_nucleus() -> None:
+    # 1/2, 1/3, 1/6: the first two are 0.6 and 0.4 of the nucleus; 0.6 x 10 + 0.4 x 5 = 8
+    logits = torch.tensor([[[3.0, 1.0, 2.0]]]).log().requires_grad_()
+    support = policy_support(logits, top_k=3, min_p=0.2)
+    assert support.ids is not None
+    assert support.ids.tolist() == [[[0, 2, 1]]]
+    loss = max_q_loss(logits, torch.tensor([[[10.0, 5.0, NAN]]]), torch.ones(1, 1, dtype=torch.bool), support=support)
+    loss.backward()
+    assert loss.item() == pytest.approx(-8.0)
+    assert logits.grad is not None
+    # - p (Q - V): -0.6 x 2, 0.4 x 3
+    assert logits.grad[0, 0].tolist() == pytest.approx([-1.2, 0.0, 1.2])
+
+
+def test_without_a_threshold_afsft_is_the_cross_entropy() -> None:
+    """Loss and gradient of SFT (eq. 3), whatever the critic says."""
+    rng = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, (2, 3), generator=rng)
+    logits = torch.randn(2, 3, 5, generator=rng, requires_grad=True)
+    adv = torch.randn(2, 3, generator=rng) - 100
+    loss = afsft_loss(token_log_probs(logits, ids), advantage_filter(adv, None), torch.ones(2, 3, dtype=torch.bool))
+    (grad,) = torch.autograd.grad(loss, logits)
+    reference = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
+    (wanted,) = torch.autograd.grad(reference, logits)
+    assert loss.item() == pytest.approx(reference.item())
+    assert torch.allclose(grad, wanted, atol=1e-7)

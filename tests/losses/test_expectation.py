@@ -147,3 +147,20 @@ def test_a_certain_policy_ties_with_itself_through_the_critic(top_k: int | None)
     with torch.no_grad():
         q_a, q_support = critic.q(h, a.unsqueeze(-1)).squeeze(-1), critic.q(h, support.ids)
     assert (advantage(q_a, q_support, support, a) == 0).all()
+
+
+def test_tokens_that_are_not_allowed_have_no_probability() -> None:
+    allowed = torch.tensor([True, False, True, True])  # without the likeliest: 0.15, 0.05, 0.3 of 0.5
+    whole = policy_support(LOGITS, allowed=allowed)
+    assert whole.probs.tolist() == pytest.approx([0.3, 0.0, 0.1, 0.6])
+    assert whole.probs[1] == 0
+    assert expectation(torch.tensor([10.0, NAN, 10.0, 10.0]), whole).item() == pytest.approx(10.0)
+    # min_p compares what is left: 0.3 and 0.6 of it stay
+    assert as_dict(policy_support(LOGITS, top_k=4, min_p=0.2, allowed=allowed)) == {3: 0.666667, 0: 0.333333}
+    assert as_dict(policy_support(LOGITS, top_k=1, allowed=allowed)) == {3: 1.0}
+
+
+def test_a_policy_of_nan_is_not_hidden() -> None:
+    support = policy_support(torch.tensor([NAN, 0.0]))
+    assert expectation(torch.tensor([1.0, 2.0]), support).isnan()
+    assert advantage(torch.tensor(1.0), torch.tensor([1.0, 2.0]), support).isnan()

@@ -107,3 +107,14 @@ def test_targets_carry_no_gradient_and_are_float32() -> None:
     targets = tree_backup(*tensors, torch.ones(1, 3, dtype=torch.bool), 0.5)
     assert not targets.requires_grad
     assert targets.dtype == torch.float32
+
+
+def test_discounts_keep_their_digits_where_bfloat16_is_the_default() -> None:
+    torch.set_default_dtype(torch.bfloat16)  # as the precision "bf16-true" does around a training step
+    try:
+        _, discount_t = token_rewards_and_discounts(
+            torch.zeros(1), torch.tensor([False]), torch.ones(1, 2, dtype=torch.bool), 0.995, 0.995
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert discount_t.tolist() == [pytest.approx([0.995, 0.995], abs=1e-7)]

@@ -101,7 +101,8 @@ class Demonstrations(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Collects demonstrations if the folder holds too few; runs on one process only."""
-        if self.turns <= 0 or (self.folder.exists() and not (self.folder / "collection.json").exists()):
+        given = any(self.folder.glob("*.parquet")) and not (self.folder / "collection.json").exists()
+        if self.turns <= 0 or given:
             return
         if self.environment is None:
             raise ValueError(f"{self.folder} holds no turns; give data.environment to collect some")

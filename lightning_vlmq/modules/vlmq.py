@@ -152,7 +152,7 @@ class VLMQ(L.LightningModule):
         with torch.no_grad():
             q_a = self.critic.q(heads.hidden, batch.reply_ids.unsqueeze(-1)).squeeze(-1)
             q_support = self.critic.q(heads.hidden, support.ids)
-            adv = advantage(q_a, q_support, support)
+            adv = advantage(q_a, q_support, support, batch.reply_ids)
         accepted, guarded = self._filter(adv, batch.mask)
         if hp["actor"] == "max_q":
             actor = max_q_loss(heads.logits, self.critic.q(heads.hidden.detach()), batch.mask, imitate_weight)

@@ -1,0 +1,154 @@
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lightning_vlmq import VLM, AgentEnv, Demonstrations, TurnEncoder, TurnStore, collect
+from lightning_vlmq.envs import Blackjack, NumberLine
+from lightning_vlmq.policy import ExpertPolicy, RandomPolicy
+from lightning_vlmq.rollout import play
+from lightning_vlmq.store import relabel
+
+
+def _attach(data: Demonstrations, vlm: VLM) -> Demonstrations:
+    """What a Trainer would do, without one."""
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        lightning_module=SimpleNamespace(vlm=vlm),
+        global_rank=0,
+        strategy=SimpleNamespace(root_device="cpu"),
+        default_root_dir=".",
+    )
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def _data(folder: Path, **options: Any) -> Demonstrations:
+    settings: dict[str, Any] = {"turns": 120, "mixture": {"random": 1.0}, "batch_size": 8, "seed": 3} | options
+    return Demonstrations(str(folder), AgentEnv(NumberLine()), **settings)
+
+
+def test_first_and_last_turns_are_drawn_as_often_as_others(vlm: VLM, tmp_path: Path) -> None:
+    data = _attach(_data(tmp_path, turns=40, holdout=0.0), vlm)
+    rows = data.training_rows
+    assert len(rows) == len(data.store.samples)
+    counts = dict.fromkeys(rows.tolist(), 0)
+    draws = 20_000
+    for number in range(draws // 8):
+        chosen = rows[np.random.default_rng([3, 0, 0, number]).integers(len(rows), size=8)]
+        for row in chosen.tolist():
+            counts[row] += 1
+    expected = draws / len(rows)
+    chi_square = sum((count - expected) ** 2 / expected for count in counts.values())
+    # mean of the statistic is its degrees of freedom k, its deviation sqrt(2 k)
+    k = len(rows) - 1
+    assert chi_square < k + 5 * (2 * k) ** 0.5
+    columns = data.store.columns(["index", "episode"])
+    first = [row for row in rows.tolist() if columns["index"][row] == 0]
+    last = [row for row in rows.tolist() if columns["index"][row + 1] == columns["index"][row] + 1]
+    assert len(first) > 3
+    assert len(last) == len(rows)
+
+
+def test_batches_are_a_function_of_the_seed_and_their_number(vlm: VLM, tmp_path: Path) -> None:
+    one, two = _attach(_data(tmp_path), vlm), _attach(_data(tmp_path), vlm)
+    first = [batch.reward.tolist() for batch, _ in zip(one._training_batches(), range(4), strict=False)]
+    two.load_state_dict({"drawn": 2})
+    resumed = [batch.reward.tolist() for batch, _ in zip(two._training_batches(), range(2), strict=False)]
+    assert resumed == first[2:]
+    assert len({tuple(rewards) for rewards in first}) > 1
+
+
+def test_held_out_episodes_are_whole_and_apart(vlm: VLM, tmp_path: Path) -> None:
+    data = _attach(_data(tmp_path, holdout=0.3), vlm)
+    episodes = data.store.columns(["episode"])["episode"]
+    training = {episodes[row] for row in data.training_rows}
+    held_out = {episodes[row] for row in data.validation_rows}
+    assert held_out
+    assert not training & held_out
+    share = len(data.validation_rows) / len(data.store.samples)
+    assert 0.15 < share < 0.35
+
+
+def test_collection_is_reproducible_resumable_and_not_repeated(
+    encoder: TurnEncoder, env: AgentEnv, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"mixture": {"random": 0.7, "base": 0.3}, "seed": 4, "parallel": 4}
+    one = collect(env, encoder, tmp_path / "one", turns=90, **settings)
+    two = collect(env, encoder, tmp_path / "two", turns=90, **settings)
+    assert [t for e in one.episodes() for t in e.turns] == [t for e in two.episodes() for t in e.turns]
+    policies = {t.policy for e in one.episodes() for t in e.turns if t.reply is not None}
+    assert policies == {"random", "base"}
+    rows = len(one)
+    assert len(collect(env, encoder, tmp_path / "one", turns=90, **settings)) == rows
+    with pytest.raises(ValueError, match="these turns were collected with turns = 90, not 91"):
+        collect(env, encoder, tmp_path / "one", turns=91, **settings)
+    # an interrupted collection goes on with the next seeds
+    part = tmp_path / "part"
+    collect(env, encoder, part, turns=30, **settings)
+    (part / "collection.json").write_text(
+        (tmp_path / "one" / "collection.json").read_text()  # as if 90 had been asked for from the start
+    )
+    whole = collect(env, encoder, part, turns=90, **settings)
+    assert len(whole.samples) >= 90
+    names = [e.turns[0].episode for e in whole.episodes()]
+    assert len(set(names)) == len(names)
+
+
+def test_unknown_policies_and_bad_shares_are_named(encoder: TurnEncoder, env: AgentEnv, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mixture: unknown policy 'oracle'; choose from random, base"):
+        collect(env, encoder, tmp_path / "a", turns=5, mixture={"oracle": 1.0})
+    with pytest.raises(ValueError, match="shares of policies must be 1 numbers"):
+        collect(env, encoder, tmp_path / "b", turns=5, mixture={"random": 0.5})
+
+
+def test_no_turns_and_nothing_to_collect_is_named(vlm: VLM, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no turns; run `vlmq collect`"):
+        _attach(Demonstrations(str(tmp_path / "empty"), turns=0), vlm)
+
+
+def test_turns_of_another_model_train_ours(vlm: VLM, encoder: TurnEncoder, env: AgentEnv, tmp_path: Path) -> None:
+    store = TurnStore(tmp_path)
+    for episode in play(env, [RandomPolicy()], range(6)):
+        # ids of a tokenizer that is not ours must not be read
+        turns = [
+            t if t.reply is None else dataclasses.replace(t, reply_ids=(1, 2, 3), tokenizer="theirs")
+            for t in episode.turns
+        ]
+        store.append(dataclasses.replace(episode, turns=tuple(turns)))
+    store.flush()
+    data = _attach(Demonstrations(str(tmp_path), turns=0, batch_size=4, seed=0), vlm)
+    batch = next(data._training_batches())
+    texts = {vlm.tokenizer.decode(row[keep][:-1]) for row, keep in zip(batch.reply_ids, batch.mask, strict=True)}
+    assert texts <= {"[action] +", "[action] -"}
+
+
+def test_masks_alone_turn_the_data_into_sft_on_good_episodes(vlm: VLM, env: AgentEnv, tmp_path: Path) -> None:
+    store = TurnStore(tmp_path / "all")
+    for episode in play(env, [ExpertPolicy(), RandomPolicy()], range(20)):
+        store.append(episode)
+    store.flush()
+    good = {e.turns[0].episode for e in store.episodes() if e.env_return > 0}
+    relabel(store, tmp_path / "good", lambda t: dataclasses.replace(t, imitate=t.episode in good, td=False))
+    data = _attach(Demonstrations(str(tmp_path / "good"), turns=0, batch_size=32, seed=0), vlm)
+    batch = next(data._training_batches())
+    assert not batch.td.any()
+    assert 0 < int(batch.imitate.sum()) < 32
+
+
+def test_the_expert_solves_numberline_and_plays_blackjack_well() -> None:
+    episodes = list(play(AgentEnv(NumberLine()), [ExpertPolicy()], range(50)))
+    assert all(e.goal and e.env_return == 1.0 for e in episodes)
+    hands = list(play(AgentEnv(Blackjack()), [ExpertPolicy()], range(400)))
+    assert 0.33 < sum(e.goal for e in hands) / 400 < 0.53  # .4295 +- 4 standard errors
+
+
+def test_settings_are_written_before_the_first_turn(encoder: TurnEncoder, env: AgentEnv, tmp_path: Path) -> None:
+    collect(env, encoder, tmp_path, turns=10, mixture={"expert": 1.0}, seed=7)
+    settings = json.loads((tmp_path / "collection.json").read_text())
+    assert settings["mixture"] == {"expert": 1.0}
+    assert settings["seed"] == 7

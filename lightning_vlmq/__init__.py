@@ -1,15 +1,19 @@
 """VLM Q-Learning on PyTorch Lightning: vision-language agents by offline-to-online reinforcement learning."""
 
-from lightning_vlmq.batches import TokenBatch, TurnEncoder
-from lightning_vlmq.callbacks import EpisodeEvaluation, RandomState, Report, TargetCriticEMA, ThresholdSchedule
-from lightning_vlmq.collect import collect
-from lightning_vlmq.datamodules import Demonstrations
-from lightning_vlmq.envs import AgentEnv
-from lightning_vlmq.modules import VLMQ
-from lightning_vlmq.prompts import PromptMethod
-from lightning_vlmq.store import TurnStore
-from lightning_vlmq.turns import Episode, Observation, Turn
-from lightning_vlmq.vlm import VLM
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_vlmq.batches import TokenBatch, TurnEncoder
+    from lightning_vlmq.callbacks import EpisodeEvaluation, RandomState, Report, TargetCriticEMA, ThresholdSchedule
+    from lightning_vlmq.collection import collect
+    from lightning_vlmq.datamodules import Demonstrations
+    from lightning_vlmq.envs import AgentEnv
+    from lightning_vlmq.modules import VLMQ
+    from lightning_vlmq.prompts import PromptMethod
+    from lightning_vlmq.store import TurnStore
+    from lightning_vlmq.turns import Episode, Observation, Turn
+    from lightning_vlmq.vlm import VLM
 
 __all__ = [
     "VLM",
@@ -30,3 +34,30 @@ __all__ = [
     "TurnStore",
     "collect",
 ]
+
+_ROOMS = {
+    "VLM": "vlm",
+    "VLMQ": "modules",
+    "AgentEnv": "envs",
+    "Demonstrations": "datamodules",
+    "Episode": "turns",
+    "EpisodeEvaluation": "callbacks",
+    "Observation": "turns",
+    "PromptMethod": "prompts",
+    "RandomState": "callbacks",
+    "Report": "callbacks",
+    "TargetCriticEMA": "callbacks",
+    "ThresholdSchedule": "callbacks",
+    "TokenBatch": "batches",
+    "Turn": "turns",
+    "TurnEncoder": "batches",
+    "TurnStore": "store",
+    "collect": "collection",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a name's room when it is first asked for: who reads a store need not wait for transformers."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), name)

@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_vlmq.batches import TokenBatch, TurnEncoder
-from lightning_vlmq.collect import collect
+from lightning_vlmq.collection import collect
 from lightning_vlmq.envs.agent import AgentEnv
 from lightning_vlmq.features import FeatureCache
 from lightning_vlmq.prompts import PromptMethod
@@ -35,7 +35,7 @@ class Demonstrations(L.LightningDataModule):
             if the folder holds turns and nothing is played.
         prompt: How observations become prompts.
         turns: Turns to collect if the folder holds none; 0 collects nothing.
-        mixture: Share of each policy among collected turns, see :data:`~lightning_vlmq.collect.POLICIES`.
+        mixture: Share of each policy among collected turns, see :data:`~lightning_vlmq.collection.POLICIES`.
         temperature: Of the VLM's replies while collecting.
         batch_size: Turns a batch, on each device.
         batches_per_epoch: Batches an epoch, on each device.

@@ -125,6 +125,11 @@ class VLMQ(L.LightningModule):
         self.critic = Critic(head, popart)
         if td_weight == 0:
             self.critic.requires_grad_(False)
+        # what generation never samples has no weight in expectations either
+        allowed = torch.ones(vlm.vocab_size, dtype=torch.bool)
+        allowed[list(vlm.forbidden_ids)] = False
+        self.allowed_tokens: Tensor
+        self.register_buffer("allowed_tokens", allowed, persistent=False)
         self.seen_tokens: Tensor
         self.register_buffer("seen_tokens", torch.zeros(vlm.vocab_size, dtype=torch.bool))
 
@@ -188,6 +193,7 @@ class VLMQ(L.LightningModule):
             temperature=hp["policy_temperature"],
             top_k=hp["top_k"],
             min_p=hp["min_probability"] if hp["top_k"] is not None else 0.0,
+            allowed=self.allowed_tokens,
         )
 
     def _filter(self, adv: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -82,6 +82,14 @@ def test_accumulation_equals_one_batch(vlm: VLM, encoder: TurnEncoder, pairs: li
         torch.testing.assert_close(parts, gradient, atol=1e-5, rtol=1e-3)
 
 
+def test_placeholders_weigh_nothing_in_expectations(vlm: VLM, batch: TokenBatch) -> None:
+    module = VLMQ(vlm, top_k=None)
+    support = module._support(torch.zeros(2, 3, vlm.vocab_size))
+    assert support.ids is None
+    assert (support.probs[..., list(vlm.forbidden_ids)] == 0).all()
+    assert float(support.probs[0, 0, vlm.stop_ids[0]]) == pytest.approx(1 / (vlm.vocab_size - len(vlm.forbidden_ids)))
+
+
 def test_masks_leave_turns_out(vlm: VLM, encoder: TurnEncoder, batch: TokenBatch) -> None:
     module = VLMQ(vlm, threshold=None)
     none = torch.zeros(8, dtype=torch.bool)

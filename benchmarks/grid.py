@@ -37,9 +37,9 @@ def main() -> None:
         name = f"trace {trace:g}, {support}, {critic}"
         results = []
         for seed in options.seeds:
-            extra = [f"--model.init_args.trace={trace}", f"--model.init_args.critic={critic}"]
-            extra += [f"--model.init_args.top_k={json.dumps(SUPPORTS[support])}"]
-            extra += [f"--data.init_args.folder={options.folder / f'data-{seed}'}", f"--threads={options.threads}"]
+            extra = [f"--model.trace={trace}", f"--model.critic={critic}"]
+            extra += [f"--model.top_k={json.dumps(SUPPORTS[support])}"]
+            extra += [f"--data.folder={options.folder / f'data-{seed}'}", f"--threads={options.threads}"]
             folder = options.folder / name.replace(", ", "-").replace(" ", "") / f"seed-{seed}"
             results.append(run_one(options.config, seed, folder, extra, 1))
         rows[name] = {"/".join(c): [result[c[0]][c[1]] for result in results] for c in COLUMNS}

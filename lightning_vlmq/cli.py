@@ -15,6 +15,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 __all__ = ["VLMQCLI", "VLMQTrainer", "main"]
 
+HELP = """Trains and scores vision-language agents by VLM Q-Learning. Examples:
+vlmq fit --config configs/numberline.yaml;
+vlmq fit --config configs/numberline.yaml --model.lr 5e-4 --seed_everything 2 --folder runs/two;
+vlmq fit --config configs/numberline.yaml --ckpt_path last (resumes);
+vlmq test --config configs/numberline.yaml --ckpt_path best (scores a checkpoint);
+vlmq collect --config configs/numberline.yaml --folder runs/demos --data.turns 5000;
+vlmq export --config configs/numberline.yaml --ckpt_path runs/numberline/checkpoints/best.ckpt --output exported."""
+
 
 class VLMQTrainer(L.Trainer):
     """Lightning's Trainer with the subcommands ``collect`` and ``export``."""
@@ -66,7 +74,8 @@ class VLMQCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Names of subcommands and the arguments that the CLI fills in."""
         own = {"model", "datamodule"}
-        return {**LightningCLI.subcommands(), "collect": own, "export": own}
+        known = {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
+        return {**known, "collect": own, "export": own}
 
     def before_instantiate_classes(self) -> None:
         """Places everything of the run into its folder."""
@@ -104,6 +113,7 @@ def _quiet() -> None:
     """Hides messages of libraries that a user of the command can do nothing about."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
     for message in (
         ".*is_gradient_checkpointing.*",
@@ -129,7 +139,8 @@ def main(args: ArgsType = None) -> None:
             trainer_class=VLMQTrainer,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"description": __doc__},
+            auto_configure_optimizers=False,
+            parser_kwargs={"description": HELP},
             args=args,
         )
     except ValueError as error:

@@ -2,7 +2,7 @@
 
     python scripts/seeds.py configs/numberline.yaml --seeds 1 2 3 4 5 --folder runs/seeds/numberline
     python scripts/seeds.py configs/numberline.yaml --seeds 1 2 3 --folder runs/seeds/sft -- \
-        --model.init_args.td_weight 0
+        --model.td_weight 0
 
 Everything behind ``--`` goes to ``vlmq fit``. A run whose ``results.json`` stands already is not repeated.
 """

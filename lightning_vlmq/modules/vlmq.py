@@ -58,7 +58,7 @@ class VLMQ(L.LightningModule):
         filter_temperature: Of the exponential filter, in units of reward.
         filter_clip: Largest weight of the exponential filter.
         min_pass_rate: Guard: if fewer tokens of a batch pass, the batch's own quantile is the threshold.
-        td_weight: lambda of eq. 7; 0 trains no critic (with ``threshold: null``: SFT exactly).
+        td_weight: lambda of eq. 7; 0 trains no critic and filters nothing: SFT (eq. 3) exactly.
         critic: ``"mlp"`` is the paper's head; ``"embeddings"`` scores tokens by their frozen embeddings.
         critic_width: Hidden units of the critic.
         gamma: Discount per token at the end of a turn.
@@ -149,7 +149,7 @@ class VLMQ(L.LightningModule):
         heads = self(batch)
         log_pi = token_log_probs(heads.logits, batch.reply_ids)
         imitate_weight = batch.weight * batch.imitate
-        if hp["td_weight"] == 0 and self.threshold is None and hp["actor"] == "afsft":
+        if hp["td_weight"] == 0 and hp["actor"] == "afsft":  # a critic that nothing trains has no say
             loss = afsft_loss(log_pi, torch.ones_like(log_pi), batch.mask, imitate_weight)
             return loss, {"loss/actor": loss.detach(), "policy/log_prob": log_pi[batch.mask].mean().detach()}
 

@@ -12,13 +12,13 @@ from lightning_vlmq import VLM, VLMQ, AgentEnv, Demonstrations, EpisodeEvaluatio
 from lightning_vlmq.envs import NumberLine
 
 
-def main(folder: str = "runs/example", steps: int = 60) -> None:
+def main(folder: str = "runs/example", steps: int = 60, turns: int = 1_000) -> None:
     L.seed_everything(1)
     module = VLMQ(VLM("embedded", lora_rank=16), lr=1e-3, critic_lr=1e-3, warmup_steps=10)
     data = Demonstrations(
         f"{folder}/data",
         AgentEnv(NumberLine()),
-        turns=1_000,
+        turns=turns,
         mixture={"random": 0.8, "base": 0.2},
         batch_size=8,
         batches_per_epoch=steps,
@@ -41,4 +41,4 @@ def main(folder: str = "runs/example", steps: int = 60) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main(*sys.argv[1:2])  # the folder

@@ -1,0 +1,1 @@
+"""Makes the embedded model: generated pictures, tokenizer, training in stages, evaluation."""

@@ -1,0 +1,33 @@
+"""Command line: ``python -m scripts.embedded_vlm build`` makes the embedded model, ``evaluate`` measures it.
+
+``tower`` measures the vision tower's classification heads, from the working folder.
+"""
+
+import argparse
+from pathlib import Path
+
+from scripts.embedded_vlm.build import build
+from scripts.embedded_vlm.evaluate import evaluate
+from scripts.embedded_vlm.tower import evaluate_tower
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m scripts.embedded_vlm", description=__doc__)
+    parser.add_argument("command", choices=["build", "evaluate", "tower"])
+    parser.add_argument(
+        "--work", type=Path, default=Path("data/embedded"), help="checkpoints and features (git-ignored)"
+    )
+    parser.add_argument("--output", type=Path, default=Path("lightning_vlmq/embedded"), help="model folder")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--count", type=int, default=300, help="held-out pictures a row of the table (evaluate)")
+    arguments = parser.parse_args()
+    if arguments.command == "build":
+        build(arguments.work, arguments.output, arguments.threads)
+    elif arguments.command == "tower":
+        evaluate_tower(arguments.work, arguments.count, arguments.threads)
+    else:
+        evaluate(arguments.output, arguments.count, arguments.threads)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""From nothing to the model folder: the stages in order, each continued where it stopped."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoProcessor, Idefics3ForConditionalGeneration, Idefics3Processor
+
+from scripts.embedded_vlm.glyphs import train_glyphs
+from scripts.embedded_vlm.language import make_pool, train_language
+from scripts.embedded_vlm.model import Average, make_config
+from scripts.embedded_vlm.processor import make_processor, shrink
+from scripts.embedded_vlm.vision import Classifier, train_vision
+
+__all__ = ["assemble", "build", "export"]
+
+GLYPH_STEPS = 2250
+VISION_STEPS = 1850
+DRILL_STEPS = 400
+LANGUAGE_STEPS = 1600
+POOL_CHUNKS = 5
+
+
+def _processor(work: Path) -> Idefics3Processor:
+    """Make the tokenizer and processor once; later calls read them."""
+    folder = work / "processor"
+    if not (folder / "tokenizer.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        make_processor().save_pretrained(folder)
+        shrink(folder)
+    return AutoProcessor.from_pretrained(folder)
+
+
+def assemble(work: Path) -> tuple[Idefics3ForConditionalGeneration, Idefics3Processor]:
+    """Put the trained tower, where there is one, into a fresh model of float32 weights.
+
+    Args:
+        work: Working folder.
+
+    Returns:
+        Model and processor.
+    """
+    processor = _processor(work)
+    tokenizer = processor.tokenizer
+    ids = {"image": tokenizer.convert_tokens_to_ids("<image>"), "eos": tokenizer.eos_token_id}
+    ids |= {"pad": tokenizer.pad_token_id, "bos": tokenizer.bos_token_id}
+    torch.manual_seed(2)
+    model = Idefics3ForConditionalGeneration(make_config(len(tokenizer), ids))
+    path = work / "vision.pt"
+    if path.is_file():
+        state = torch.load(path, weights_only=True)
+        classifier = Classifier(model.model.vision_model)
+        average = Average(classifier)
+        average.values = state["average"]
+        average.copy_to(classifier)
+    return model, processor
+
+
+def export(model: Idefics3ForConditionalGeneration, processor: Idefics3Processor, folder: Path) -> None:
+    """Write the model as float16 and the processor, then move the files into place.
+
+    Args:
+        model: Trained model; its weights stay float32.
+        processor: Its processor.
+        folder: Model folder; other files in it (the model card) are kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+    half = Idefics3ForConditionalGeneration(model.config).half()
+    half.load_state_dict(model.state_dict())
+    half.save_pretrained(temporary)
+    processor.save_pretrained(temporary)
+    shrink(temporary)
+    for path in temporary.iterdir():
+        path.chmod(0o644)
+        os.replace(path, folder / path.name)
+    shutil.rmtree(temporary)
+
+
+def build(work: Path, output: Path, threads: int = 2) -> None:
+    """Run every stage and write the model folder.
+
+    Args:
+        work: Working folder for checkpoints and pools (gigabytes).
+        output: Model folder.
+        threads: CPU threads.
+    """
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    train_glyphs(work, GLYPH_STEPS)
+    train_vision(work, VISION_STEPS)
+    model, processor = assemble(work)
+    make_pool(model, work, POOL_CHUNKS, seed=1)
+    train_language(
+        model, processor.tokenizer, work, "language", LANGUAGE_STEPS,
+        rate=2e-3, copying=0.35, wordy=0.4, drills=DRILL_STEPS, seed=1,
+    )  # fmt: skip
+    export(model, processor, output)

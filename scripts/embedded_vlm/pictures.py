@@ -1,0 +1,90 @@
+"""Generated pictures with the facts that questions ask about: numbers, words, cards, shapes, grids, widgets."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from scripts.embedded_vlm.canvas import Canvas
+from scripts.embedded_vlm.tables import cards, deck
+from scripts.embedded_vlm.texts import digits, labels, page, words
+from scripts.embedded_vlm.worlds import grid, shapes, widgets
+
+__all__ = ["DENSE_SHARES", "MIDDLE_SHARES", "SHARES", "Scene", "make_scene"]
+
+SHARES = {"labels": 0.46, "words": 0.07, "cards": 0.32, "shapes": 0.05, "grid": 0.07, "widgets": 0.03}
+"""Share of each kind of picture."""
+
+
+MIDDLE_SHARES = {
+    "digits": 0.28,
+    "page": 0.27,
+    "deck": 0.2,
+    "labels": 0.1,
+    "cards": 0.1,
+    "grid": 0.03,
+    "shapes": 0.01,
+    "words": 0.01,
+}
+"""The start of the classification stage: big digits, pages of text, cards."""
+
+DENSE_SHARES = {
+    "digits": 0.17,
+    "labels": 0.34,
+    "deck": 0.15,
+    "cards": 0.14,
+    "page": 0.14,
+    "words": 0.02,
+    "grid": 0.03,
+    "widgets": 0.01,
+}
+"""The rest of it: pages full of text and tables full of cards label nearly every patch."""
+
+
+@dataclass(slots=True)
+class Scene:
+    """A picture and what is true of it.
+
+    Attributes:
+        kind: Key of :data:`SHARES`.
+        image: RGB picture after the processor's resize ``[256, 256, 3]`` uint8.
+        labels: Classes of the patches ``[heads, 16, 16]``.
+        facts: What questions may ask, by kind.
+    """
+
+    kind: str
+    image: np.ndarray
+    labels: np.ndarray
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+_MAKERS: dict[str, Callable[[Random], tuple[Canvas, dict[str, Any]]]] = {
+    "digits": digits,
+    "page": page,
+    "deck": deck,
+    "labels": labels,
+    "words": words,
+    "cards": cards,
+    "shapes": shapes,
+    "grid": grid,
+    "widgets": widgets,
+}
+
+
+def make_scene(rng: Random, kind: str | None = None, shares: dict[str, float] = SHARES) -> Scene:
+    """Draw a random picture.
+
+    Args:
+        rng: Source of randomness.
+        kind: Key of ``shares``; drawn by them if missing.
+        shares: Weights of the kinds.
+
+    Returns:
+        The picture, its labels and facts.
+    """
+    kind = kind or rng.choices(list(shares), list(shares.values()))[0]
+    canvas, facts = _MAKERS[kind](rng)
+    image, labels = canvas.finish()
+    return Scene(kind, image, labels, facts)

@@ -1,0 +1,215 @@
+"""Pictures of shapes, grid worlds and small pages with widgets."""
+
+from random import Random
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from scripts.embedded_vlm.canvas import COLOUR_IDS, KIND_IDS, Canvas, random_font
+from scripts.embedded_vlm.looks import contrasting, draw_size, shade
+from scripts.embedded_vlm.words import COLOURS, NOUNS, WIDGET_WORDS
+
+__all__ = ["grid", "shapes", "widgets"]
+
+_GRID_COLOURS = {
+    "yellow": (255, 255, 0),
+    "red": (255, 0, 0),
+    "green": (0, 255, 0),
+    "blue": (0, 0, 255),
+    "purple": (112, 39, 195),
+    "grey": (100, 100, 100),
+}
+
+
+def _polygon(kind: str, x: float, y: float, r: float) -> list[tuple[float, float]]:
+    """Corners of a shape around ``(x, y)``."""
+    if kind == "triangle":
+        return [(x, y - r), (x + r, y + r), (x - r, y + r)]
+    if kind == "diamond":
+        return [(x, y - r), (x + r * 0.75, y), (x, y + r), (x - r * 0.75, y)]
+    if kind == "cross":
+        a = r * 0.35
+        return [
+            (x - a, y - r),
+            (x + a, y - r),
+            (x + a, y - a),
+            (x + r, y - a),
+            (x + r, y + a),
+            (x + a, y + a),
+            (x + a, y + r),
+            (x - a, y + r),
+            (x - a, y + a),
+            (x - r, y + a),
+            (x - r, y - a),
+            (x - a, y - a),
+        ]
+    angles = [(-90 + 36 * i, r if i % 2 == 0 else 0.42 * r) for i in range(10)]
+    return [(x + d * np.cos(np.deg2rad(a)), y + d * np.sin(np.deg2rad(a))) for a, d in angles]
+
+
+def shapes(rng: Random) -> tuple[Canvas, dict[str, Any]]:
+    """Coloured shapes in the cells of a loose 3 x 3 raster."""
+    width, height = draw_size(rng)
+    background, _, _ = contrasting(rng)
+    canvas = Canvas(width, height, background)
+    items: list[tuple[str, str, int, int]] = []
+    for cell in rng.sample(range(9), rng.choices([1, 2, 3, 4, 5], [0.2, 0.3, 0.25, 0.15, 0.1])[0]):
+        column, row = cell % 3, cell // 3
+        kind = rng.choice(["circle", "square", "triangle", "star", "diamond", "cross"])
+        colour = rng.choice(
+            [c for c in COLOURS if max(abs(a - b) for a, b in zip(COLOURS[c], background, strict=True)) > 80]
+        )
+        r = rng.uniform(0.06, 0.155) * min(width, height)
+        x = (column + 0.5) * width / 3 + rng.uniform(-1, 1) * max(0.0, width / 6 - r)
+        y = (row + 0.5) * height / 3 + rng.uniform(-1, 1) * max(0.0, height / 6 - r)
+        box, fill = (x - r, y - r, x + r, y + r), shade(rng, colour)
+        if kind == "circle":
+            canvas.draw.ellipse(box, fill=fill)
+        elif kind == "square":
+            canvas.draw.rectangle(box, fill=fill)
+        else:
+            canvas.draw.polygon(_polygon(kind, x, y, r), fill=fill)
+        canvas.mark(box, kind=KIND_IDS[kind], colour=COLOUR_IDS[colour])
+        items.append((kind, colour, column, row))
+    return canvas, {"shapes": items}
+
+
+def grid(rng: Random) -> tuple[Canvas, dict[str, Any]]:
+    """A grid world of 8 x 8 tiles: walls around, things and a triangular agent inside."""
+    tile = rng.choice([28, 32, 32, 36])
+    canvas = Canvas(8 * tile, 8 * tile, (0, 0, 0))
+    draw = canvas.draw
+    cells: dict[tuple[int, int], tuple[str, str]] = {}
+    wall = [(x, y) for x in range(8) for y in range(8) if x in (0, 7) or y in (0, 7)]
+    if rng.random() < 0.4:
+        split = rng.randint(2, 5)
+        wall += [(split, y) for y in range(1, 7)] if rng.random() < 0.5 else [(x, split) for x in range(1, 7)]
+    for cell in wall:
+        cells[cell] = ("grey", "wall")
+    colours = ["red", "green", "blue", "purple", "yellow", "grey"]
+    inside = [(x, y) for x in range(1, 7) for y in range(1, 7) if (x, y) not in cells]
+    if len(wall) > 28 and rng.random() < 0.8:
+        cells[rng.choice(wall[28:])] = (rng.choice(colours), rng.choice(["door_open", "door_closed", "door_locked"]))
+    if rng.random() < 0.3:
+        cells[rng.choice(wall[:28])] = (rng.choice(colours), "door_closed")
+    places = rng.sample(inside, rng.randint(2, 8))
+    agent = places.pop()
+    for place in places:
+        cells[place] = (rng.choice(colours), rng.choice(["key", "ball", "box", "ball", "box", "key", "goal"]))
+    facing = rng.choice(["right", "down", "left", "up"])
+    visible = rng.random() < 0.5
+    lit = {(agent[0] + dx, agent[1] + dy) for dx in range(-3, 4) for dy in range(-3, 4)}
+    for x in range(8):
+        for y in range(8):
+            a, b, s = x * tile, y * tile, tile
+            draw.rectangle((a, b, a + s - 1, b + s - 1), fill=(0, 0, 0), outline=(100, 100, 100))
+            colour, thing = cells.get((x, y), ("black", ""))
+            rgb = _GRID_COLOURS.get(colour, (0, 0, 0))
+            if thing == "wall":
+                draw.rectangle((a, b, a + s - 1, b + s - 1), fill=(100, 100, 100))
+            elif thing == "goal":
+                colour, rgb = "green", (0, 255, 0)
+                draw.rectangle((a + 1, b + 1, a + s - 1, b + s - 1), fill=rgb)
+                cells[(x, y)] = ("green", "goal")
+            elif thing == "ball":
+                draw.ellipse((a + 0.19 * s, b + 0.19 * s, a + 0.81 * s, b + 0.81 * s), fill=rgb)
+            elif thing == "box":
+                draw.rectangle((a + 0.12 * s, b + 0.12 * s, a + 0.88 * s, b + 0.88 * s), fill=rgb)
+                draw.rectangle((a + 0.18 * s, b + 0.18 * s, a + 0.82 * s, b + 0.82 * s), fill=(0, 0, 0))
+                draw.rectangle((a + 0.16 * s, b + 0.47 * s, a + 0.84 * s, b + 0.53 * s), fill=rgb)
+            elif thing == "key":
+                draw.rectangle((a + 0.5 * s, b + 0.31 * s, a + 0.63 * s, b + 0.88 * s), fill=rgb)
+                draw.rectangle((a + 0.38 * s, b + 0.59 * s, a + 0.5 * s, b + 0.66 * s), fill=rgb)
+                draw.rectangle((a + 0.38 * s, b + 0.81 * s, a + 0.5 * s, b + 0.88 * s), fill=rgb)
+                draw.ellipse((a + 0.37 * s, b + 0.09 * s, a + 0.75 * s, b + 0.47 * s), fill=rgb)
+                draw.ellipse((a + 0.5 * s, b + 0.22 * s, a + 0.62 * s, b + 0.34 * s), fill=(0, 0, 0))
+            elif thing == "door_open":
+                draw.rectangle((a + 0.88 * s, b, a + s, b + s), fill=rgb)
+                draw.rectangle((a + 0.92 * s, b + 0.04 * s, a + 0.96 * s, b + 0.96 * s), fill=(0, 0, 0))
+            elif thing in ("door_closed", "door_locked"):
+                draw.rectangle((a, b, a + s, b + s), fill=rgb)
+                dark = tuple(int(0.45 * v) for v in rgb) if thing == "door_locked" else (0, 0, 0)
+                draw.rectangle((a + 0.06 * s, b + 0.06 * s, a + 0.94 * s, b + 0.94 * s), fill=dark)
+                if thing == "door_locked":
+                    draw.rectangle((a + 0.52 * s, b + 0.5 * s, a + 0.75 * s, b + 0.56 * s), fill=rgb)
+                else:
+                    draw.rectangle((a + 0.08 * s, b + 0.08 * s, a + 0.92 * s, b + 0.92 * s), outline=rgb)
+                    draw.ellipse((a + 0.67 * s, b + 0.42 * s, a + 0.83 * s, b + 0.58 * s), fill=rgb)
+            if thing:
+                canvas.mark((a + 1, b + 1, a + s - 1, b + s - 1), kind=KIND_IDS[thing], colour=COLOUR_IDS[colour])
+    a, b, s = agent[0] * tile, agent[1] * tile, tile
+    corners = {
+        "right": [(0.12, 0.19), (0.87, 0.5), (0.12, 0.81)],
+        "down": [(0.81, 0.12), (0.5, 0.87), (0.19, 0.12)],
+        "left": [(0.88, 0.81), (0.13, 0.5), (0.88, 0.19)],
+        "up": [(0.19, 0.88), (0.5, 0.13), (0.81, 0.88)],
+    }
+    draw.polygon([(a + u * s, b + v * s) for u, v in corners[facing]], fill=(255, 0, 0))
+    canvas.mark((a + 1, b + 1, a + s - 1, b + s - 1), kind=KIND_IDS[f"agent_{facing}"], colour=COLOUR_IDS["red"])
+    if visible:  # the lit field of view of grid worlds: brighter by 30 %
+        array = np.asarray(canvas.image).astype(np.float32)
+        mask = np.zeros((8, 8, 1), np.float32)
+        for x, y in lit:
+            if 0 <= x < 8 and 0 <= y < 8:
+                mask[y, x] = 0.3
+        array += (255 - array) * np.kron(mask, np.ones((tile, tile, 1), np.float32))
+        canvas.image.paste(Image.fromarray(array.astype(np.uint8)))
+    return canvas, {"cells": {k: v for k, v in cells.items() if v[1] != "wall"}, "agent": agent, "facing": facing}
+
+
+def widgets(rng: Random) -> tuple[Canvas, dict[str, Any]]:
+    """A small page: buttons, ticked and empty boxes, tabs, links and fields with small text."""
+    width, height = rng.choice([(498, 321), (321, 498), (300, 300), (332, 214)])
+    canvas = Canvas(width, height, (255, 255, 255))
+    draw = canvas.draw
+    words = rng.sample(WIDGET_WORDS + NOUNS, 10)
+    items: list[tuple[str, str]] = []
+    y = rng.uniform(3, 20)
+    size = rng.randint(13, 18)
+    font, _ = random_font(rng, size)
+    if rng.random() < 0.4:
+        x = 6.0
+        for _ in range(rng.randint(2, 3)):
+            word = words.pop().capitalize()
+            length = font.getlength(word) + 16
+            draw.rectangle((x, y, x + length, y + size * 1.7), outline=(120, 120, 120), fill=(230, 230, 230))
+            canvas.mark((x, y, x + length, y + size * 1.7), kind=KIND_IDS["tab"])
+            canvas.text(x + 8, y + 3, word, font, "black")
+            items.append(("tab", word))
+            x += length + 3
+        y += size * 2.6
+    while y < height - 40 and len(words) > 2 and len(items) < 7:
+        kind = rng.choice(["button", "button", "checkbox_on", "checkbox_off", "link", "field"])
+        word = words.pop()
+        word = word if rng.random() < 0.4 else word.capitalize()
+        x = rng.uniform(5, width * 0.4)
+        length = font.getlength(word)
+        if kind == "button":
+            box = (x, y, x + length + 20, y + size * 1.8)
+            draw.rounded_rectangle(box, 3, fill=(225, 225, 225), outline=(110, 110, 110))
+            canvas.mark(box, kind=KIND_IDS[kind])
+            canvas.text(x + 10, y + size * 0.3, word, font, "black")
+        elif kind in ("checkbox_on", "checkbox_off"):
+            box = (x, y, x + size, y + size)
+            draw.rectangle(box, outline=(60, 60, 60), fill=(255, 255, 255), width=1)
+            if kind == "checkbox_on":
+                draw.rectangle(box, fill=(0, 110, 235))
+                draw.line(
+                    [(x + 3, y + size * 0.5), (x + size * 0.42, y + size * 0.8), (x + size - 2, y + 3)],
+                    fill="white",
+                    width=2,
+                )
+            canvas.text(x + size + 6, y - 2, word, font, "black")
+            canvas.mark(box, kind=KIND_IDS[kind])
+        elif kind == "link":
+            canvas.text(x, y, word, font, "blue", fill=(0, 0, 238))
+            draw.line((x, y + size * 1.15, x + length, y + size * 1.15), fill=(0, 0, 238))
+        else:
+            box = (x + length + 8, y - 2, x + length + 90, y + size * 1.5)
+            draw.rectangle(box, outline=(120, 120, 120))
+            canvas.text(x, y, word, font, "black")
+            canvas.mark(box, kind=KIND_IDS[kind])
+        items.append((kind, word))
+        y += size * rng.uniform(2.1, 3.0)
+    return canvas, {"widgets": items}

@@ -1,0 +1,1 @@
+"""Scripts of the project: the embedded VLM, several seeds, pictures."""

@@ -1,6 +1,7 @@
 """Command line: ``python -m scripts.embedded_vlm build`` makes the embedded model, ``evaluate`` measures it.
 
-``tower`` measures the vision tower's classification heads, from the working folder.
+``games`` measures how it reads the pictures of the games, ``tower`` the vision tower's classification heads, from the
+working folder.
 """
 
 import argparse
@@ -8,12 +9,13 @@ from pathlib import Path
 
 from scripts.embedded_vlm.build import build
 from scripts.embedded_vlm.evaluate import evaluate
+from scripts.embedded_vlm.games import read_games
 from scripts.embedded_vlm.tower import evaluate_tower
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.embedded_vlm", description=__doc__)
-    parser.add_argument("command", choices=["build", "evaluate", "tower"])
+    parser.add_argument("command", choices=["build", "evaluate", "tower", "games"])
     parser.add_argument(
         "--work", type=Path, default=Path("data/embedded"), help="checkpoints and features (git-ignored)"
     )
@@ -23,6 +25,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "build":
         build(arguments.work, arguments.output, arguments.threads)
+    elif arguments.command == "games":
+        read_games(arguments.output)
     elif arguments.command == "tower":
         evaluate_tower(arguments.work, arguments.count, arguments.threads)
     else:

@@ -19,7 +19,7 @@ __all__ = ["assemble", "build", "export"]
 GLYPH_STEPS = 2250
 VISION_STEPS = 1850
 DRILL_STEPS = 400
-LANGUAGE_STEPS = 1600
+ALIGN_STEPS = 1500
 POOL_CHUNKS = 5
 
 
@@ -93,8 +93,12 @@ def build(work: Path, output: Path, threads: int = 2) -> None:
     train_vision(work, VISION_STEPS)
     model, processor = assemble(work)
     make_pool(model, work, POOL_CHUNKS, seed=1)
+    tokenizer = processor.tokenizer
+    # copying without pictures, then short questions about few kinds of pictures
     train_language(
-        model, processor.tokenizer, work, "language", LANGUAGE_STEPS,
-        rate=2e-3, copying=0.35, wordy=0.4, drills=DRILL_STEPS, seed=1,
-    )  # fmt: skip
+        model, tokenizer, work, "drill", DRILL_STEPS, rate=1e-3, copying=1.0, wordy=0.0, drills=DRILL_STEPS, seed=1
+    )
+    train_language(
+        model, tokenizer, work, "align", ALIGN_STEPS, rate=1e-3, copying=0.0, wordy=0.0, drills=0, seed=7, short=True
+    )
     export(model, processor, output)

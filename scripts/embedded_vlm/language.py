@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Idefics3ForConditionalGeneration
 
+from scripts.embedded_vlm.alignment import suits_alignment
 from scripts.embedded_vlm.model import Average, encode_pictures, make_optimizers, set_rate
 from scripts.embedded_vlm.pictures import make_scene
 from scripts.embedded_vlm.sequences import Batch, Facts, Sequences
@@ -112,6 +113,7 @@ def _score(batch: Batch, right: Tensor) -> dict[str, list[int]]:
 def train_language(
     model: Idefics3ForConditionalGeneration, tokenizer: Any, folder: Path, name: str, steps: int, *,
     rate: float, copying: float, wordy: float, drills: int, seed: int, pool: int = 1, turns: int = 8, batch: int = 16,
+    short: bool = False,
 ) -> None:  # fmt: skip
     """Train connector and language model on questions about a pool of pictures; the model ends with averaged weights.
 
@@ -129,6 +131,7 @@ def train_language(
         pool: Seed of the pool.
         turns: Turns a picture.
         batch: Pictures a step.
+        short: Asks only short questions about labelled numbers and cards, see :mod:`~scripts.embedded_vlm.alignment`.
     """
     model.requires_grad_(True)
     model.model.vision_model.requires_grad_(False)
@@ -146,7 +149,10 @@ def train_language(
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["peak"] = peak
     features, facts = load_pool(folder, pool)
-    data = Sequences(tokenizer, facts, 1000 * seed + start, copying, wordy, turns, batch, drills, start)
+    if short:
+        kept = [i for i, known in enumerate(facts) if suits_alignment(known)]
+        features, facts = features[kept], [facts[i] for i in kept]
+    data = Sequences(tokenizer, facts, 1000 * seed + start, copying, wordy, turns, batch, drills, start, short)
     stream = iter(
         DataLoader(
             data, batch_size=None, num_workers=1, prefetch_factor=8, worker_init_fn=lambda _: os.nice(5) and None
@@ -183,8 +189,8 @@ def train_language(
             )
             clock, losses, tally = time.time(), 0.0, defaultdict(lambda: [0, 0])
         if (step + 1) % 250 == 0 or step + 1 == steps:
-            kept = {"step": step + 1, "model": trained.state_dict(), "average": average.values}
-            kept["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-            torch.save(kept, path.with_suffix(".tmp"))
+            state = {"step": step + 1, "model": trained.state_dict(), "average": average.values}
+            state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+            torch.save(state, path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)
     average.copy_to(trained)

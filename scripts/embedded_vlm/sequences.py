@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from scripts.embedded_vlm.alignment import short_description, short_turn
 from scripts.embedded_vlm.conversations import FORBIDDEN, filler, make_turn
 from scripts.embedded_vlm.model import IMAGE_TOKENS
 from scripts.embedded_vlm.questions import describe
@@ -87,6 +88,7 @@ class Sequences(IterableDataset[Any]):
         wordy: Share of turns with sentences around the question.
         turns: Turns a sequence.
         batch: Sequences a batch.
+        short: Asks only the short questions of :mod:`~scripts.embedded_vlm.alignment`.
     """
 
     def __init__(
@@ -100,9 +102,11 @@ class Sequences(IterableDataset[Any]):
         batch: int = 16,
         drills: int = 0,
         first: int = 0,
+        short: bool = False,
     ) -> None:
         self.tokenizer, self.facts, self.seed = tokenizer, facts, seed
         self.copying, self.wordy, self.turns, self.batch = copying, wordy, turns, batch
+        self.turn, self.describe = (short_turn, short_description) if short else (turn_tokens, describe)
         self.drills, self.first, self.pictured, self.describing = drills, first, 0.0, 0.0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -141,11 +145,11 @@ class Sequences(IterableDataset[Any]):
             if picture < 0 and rng.random() < 0.6:
                 message, reply, kind = _drill(rng, self.tokenizer)
             elif facts and rng.random() < self.describing:
-                question, text = describe(rng, *facts)
+                question, text = self.describe(rng, *facts)
                 message, kind = self.tokenizer.encode(question), f"all {facts[0]}"
                 reply = [*self.tokenizer.encode(text), eos]
             else:
-                message, reply, kind = turn_tokens(rng, self.tokenizer, facts, self.copying, self.wordy)
+                message, reply, kind = self.turn(rng, self.tokenizer, facts, self.copying, self.wordy)
             head = [] if picture >= 0 and not image_last and (turn == 1 or not chained) else [user]
             body = [*head, *message, *(block if image_last else []), eos, assistant]
             start = positions[-1] + 1 if chained and positions else len(prefix)

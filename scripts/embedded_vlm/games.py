@@ -1,0 +1,66 @@
+"""How well the model reads the pictures of the games that agents learn with; it is never trained on them."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from lightning_vlmq.envs import AgentEnv, Blackjack, NumberLine
+from lightning_vlmq.envs.exact import numberline_pairs
+
+__all__ = ["read_games"]
+
+_RANKS = ("A", "2", "3", "4", "5", "6", "7", "8", "9", "J", "Q", "K")
+
+
+def read_games(folder: Path, count: int = 60, seed: int = 0) -> dict[str, float]:
+    """Ask about NumberLine's 30 start pairs and about dealt Blackjack hands.
+
+    Args:
+        folder: Model folder.
+        count: Blackjack hands of two cards.
+        seed: Of the hands.
+
+    Returns:
+        Share of exact answers by question.
+    """
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(folder)
+    line, pairs = AgentEnv(NumberLine()), list(numberline_pairs())
+    pictures = [_picture(line, 0, {"start": start, "target": target}) for start, target in pairs]
+    rng = np.random.default_rng(seed)
+    deals = [[_RANKS[i] for i in rng.integers(len(_RANKS), size=3)] for _ in range(count)]
+    table = AgentEnv(Blackjack())
+    tables = [_picture(table, i, {"player": deal[:2], "dealer": deal[2]}) for i, deal in enumerate(deals)]
+    questions = {
+        "NumberLine, Target?": (pictures, "Target?", [str(target) for _, target in pairs]),
+        "NumberLine, Current?": (pictures, "Current?", [str(start) for start, _ in pairs]),
+        "Blackjack, Lower row?": (tables, "Lower row?", [" ".join(deal[:2]) for deal in deals]),
+        "Blackjack, Upper row?": (tables, "Upper row?", [f"{deal[2]} back" for deal in deals]),
+    }
+    shares = {}
+    for name, (shown, question, wanted) in questions.items():
+        answers = _ask(model, processor, shown, question)
+        shares[name] = sum(a == b for a, b in zip(answers, wanted, strict=True)) / len(wanted)
+        print(f"{name:24s} {shares[name]:.0%} of {len(wanted)}", flush=True)
+    return shares
+
+
+def _picture(env: AgentEnv, seed: int, options: dict[str, object]) -> Image.Image:
+    return Image.open(io.BytesIO(env.reset(seed=seed, options=options).images[0])).convert("RGB")
+
+
+@torch.no_grad()
+def _ask(model: object, processor: object, pictures: list[Image.Image], question: str) -> list[str]:
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    text = processor.apply_chat_template(  # type: ignore[attr-defined]
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    images = [[picture] for picture in pictures]
+    inputs = processor(text=[text] * len(images), images=images, return_tensors="pt", padding=True)  # type: ignore[operator]
+    output = model.generate(**inputs, max_new_tokens=12, do_sample=False)  # type: ignore[attr-defined]
+    replies = output[:, inputs["input_ids"].shape[1] :]
+    return [processor.tokenizer.decode(row, skip_special_tokens=True).strip() for row in replies]  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
 """The grid that chose the defaults: {trace 0, 1} x {full vocabulary, nucleus} x {MLP, embeddings} over seeds.
 
-    python benchmarks/grid.py configs/numberline.yaml --seeds 1 2 3 --folder runs/grid
+    python -m benchmarks.grid configs/numberline.yaml --seeds 1 2 3 --folder runs/grid
 
 All cells of a seed train on the same demonstrations. The table holds, for each cell, the mean and the worst seed of
 what matters: goal reached greedily, at temperature .4 and 1, and syntax accuracy at 1.

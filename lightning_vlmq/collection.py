@@ -73,7 +73,7 @@ def collect(
     if done >= turns:
         return store
     _write_atomically(path, json.dumps(settings, indent=1))
-    episodes = sum(1 for _ in store.episodes())
+    episodes = len(set(store.columns(["episode"])["episode"]))  # counted without decoding a picture
     policies = [_policy(name, encoder, temperature, seed + episodes) for name in mixture]
     columns = (TextColumn("collecting turns"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn()) as progress:

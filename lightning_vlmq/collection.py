@@ -32,7 +32,7 @@ def collect(
     mixture: Mapping[str, float],
     temperature: float = 1.0,
     seed: int = 0,
-    parallel: int = 64,
+    parallel: int = 256,
 ) -> TurnStore:
     """Fills a folder with turns, or goes on where an interrupted call stopped; a full folder is left alone.
 

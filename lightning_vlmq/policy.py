@@ -92,7 +92,7 @@ class VLMPolicy:
         action_prompt: ActionPrompt = "agent",
         base: bool = False,
         seed: int = 0,
-        batch_size: int = 64,
+        batch_size: int = 128,
         name: str | None = None,
     ) -> None:
         self.encoder = encoder

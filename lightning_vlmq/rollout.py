@@ -18,7 +18,7 @@ def play(
     seeds: Sequence[int],
     *,
     shares: Sequence[float] | None = None,
-    parallel: int = 64,
+    parallel: int = 128,
     seed: int = 0,
     options: Sequence[Mapping[str, object]] | None = None,
 ) -> Iterator[Episode]:

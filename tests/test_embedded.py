@@ -8,10 +8,13 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from scripts.embedded_vlm.alignment import short_question, suits_alignment, tile_tokens
+from scripts.embedded_vlm.canvas import Canvas, load_font
 from scripts.embedded_vlm.conversations import FORBIDDEN, corpus, make_turn, random_string
 from scripts.embedded_vlm.evaluate import ROWS, answer
 from scripts.embedded_vlm.pictures import SHARES, make_scene
 from scripts.embedded_vlm.sequences import turn_tokens
+from scripts.embedded_vlm.vision import Classifier
 
 FOLDER = Path(__file__).parents[1] / "lightning_vlmq" / "embedded"
 
@@ -94,6 +97,8 @@ def test_training_text_never_holds_the_tag():
         for scene in scenes:
             question, reply, _ = make_turn(rng, (scene.kind, scene.facts), 0.35, 0.4)
             texts += [question, reply]
+            if suits_alignment((scene.kind, scene.facts)):
+                texts += short_question(rng, (scene.kind, scene.facts))
     assert len(texts) > 10_000
     assert not [text for text in texts if FORBIDDEN in text.lower()]
 
@@ -102,6 +107,32 @@ def test_pictures_are_reproducible():
     first, second = (make_scene(Random(3), "labels") for _ in range(2))
     assert (first.image == second.image).all()
     assert first.facts == second.facts
+
+
+def test_windows_of_the_tower_do_not_see_each_other(model):
+    # a pixel in patch (row 5, column 6); windows of 4 x 4 whose corner is (2, 3) hold rows 2-5, columns 3-6
+    classifier = Classifier(model.model.vision_model).eval()
+    pictures = torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    pictures[1] = pictures[0]
+    pictures[1, :, 5 * 16 + 3, 6 * 16 + 9] += 1
+    with torch.no_grad():
+        first, second = classifier(pictures, 4, (2, 3))[0]
+        whole = classifier(pictures)[0]
+    changed = ((first - second).abs().max(-1).values > 0).view(16, 16)
+    expected = torch.zeros(16, 16, dtype=torch.bool)
+    expected[2:6, 3:7] = True
+    assert torch.equal(changed, expected)
+    assert ((whole[0] - whole[1]).abs().max(-1).values > 0).all()
+
+
+def test_tiles_are_named_by_what_they_show(processor):
+    # "7" fills the tile of rows 64-95, columns 128-159 of the picture: tile 2 * 8 + 4
+    canvas = Canvas(256, 256, (255, 255, 255))
+    canvas.text(135, 62, "7", load_font("", 32), "red", line=7)
+    tokens = tile_tokens(canvas.finish()[1], processor.tokenizer)
+    names = {processor.tokenizer.decode([int(token)]) for token in tokens[20] if token >= 0}
+    assert names == {"7"}
+    assert (tokens[[0, 7, 18, 22, 36, 63]] == -1).all()
 
 
 def test_answers_as_text(model, processor):

@@ -1,18 +1,24 @@
-"""Short questions about labelled numbers and cards: the narrow start of the language stage.
+"""Short questions about labelled numbers and cards, and what every tile of a picture shows: the start of the language
+stage.
 
 With all kinds of questions at once the language model stays at chance for its first thousand steps; with these few
-it reads the cards of a row within five hundred. Everything else comes after.
+it reads within some hundred. Everything else comes after.
 """
 
 from random import Random
 from typing import Any
 
-__all__ = ["short_description", "short_turn", "suits_alignment"]
+import numpy as np
 
-_SYMBOLS = [*"+-#%&*<>=!?", "yes", "no", "left", "right", "up", "down", "red", "blue", "one", "two"]
-_LETTERS = "abcdefghij klmnop0123456789+-[]"
+from scripts.embedded_vlm.canvas import COLOUR_IDS, HEADS, KINDS, PATCHES
+from scripts.embedded_vlm.choices import symbol
+from scripts.embedded_vlm.tables import card_value
+from scripts.embedded_vlm.words import PRINTABLE, WORDS
+
+__all__ = ["Facts", "short_question", "suits_alignment", "tile_tokens"]
 
 Facts = tuple[str, dict[str, Any]]
+"""Kind of a picture and what is true of it."""
 
 
 def suits_alignment(facts: Facts) -> bool:
@@ -21,54 +27,97 @@ def suits_alignment(facts: Facts) -> bool:
     return kind == "labels" or (kind == "cards" and bool(known.get("rows")))
 
 
-def short_turn(
-    rng: Random, tokenizer: Any, facts: Facts | None, copying: float, wordy: float
-) -> tuple[list[int], list[int], str]:
-    """Make a turn as tokens, as :func:`~scripts.embedded_vlm.sequences.turn_tokens` does: message, reply, kind."""
-    kind, known = facts or ("plain", {})
-    if kind == "labels":
-        question, answer, kind = _about_labels(rng, known["labels"])
-    elif kind == "cards":
-        question, answer, kind = _about_cards(rng, known["rows"])
-    else:
-        answer = "".join(rng.choice(_LETTERS) for _ in range(rng.randint(2, 6)))
-        question, kind = f"Say {answer}", "copy"
-    return tokenizer.encode(question), [*tokenizer.encode(answer), tokenizer.eos_token_id], kind
+def tile_tokens(labels: np.ndarray, tokenizer: Any) -> np.ndarray:
+    """Tokens that name what the 64 tiles of a picture show.
+
+    The connector learns to put a tile where the embedding of its token is, so that reading becomes copying, which the
+    language model practises on text.
+
+    Args:
+        labels: Classes of the patches ``[heads, 16, 16]``.
+        tokenizer: The model's tokenizer.
+
+    Returns:
+        Token ids ``[64, 6]``, -1 for none: the characters of a tile's four patches, its word or kind of thing, the
+        number at the end of its line or its colour.
+    """
+    heads = dict(zip(HEADS, labels.astype(int), strict=True))
+    names = _names(tokenizer)
+    half = PATCHES // 2
+    tiles = {name: grid.reshape(half, 2, half, 2).transpose(0, 2, 1, 3).reshape(64, 4) for name, grid in heads.items()}
+    top = {name: tile.max(1) for name, tile in tiles.items()}
+    thing = np.where(top["word"] > 0, names["word"][top["word"]], names["kind"][top["kind"]])
+    other = np.where(top["line"] > 0, names["line"][top["line"]], names["colour"][top["colour"]])
+    return np.concatenate([names["char"][tiles["char"]], thing[:, None], other[:, None]], 1).astype(np.int16)
 
 
-def short_description(rng: Random, kind: str, known: dict[str, Any]) -> tuple[str, str]:
-    """Question and answer that name everything in a picture."""
-    if kind == "labels":
-        return "Read all.", ", ".join(f"{label} {number}" for label, number in known["labels"])
-    return "Read all.", " ".join(rank for row in known["rows"] for rank in _ranks(row) if rank != "back")
+_NAMES: dict[int, dict[str, np.ndarray]] = {}
 
 
-def _about_labels(rng: Random, labels: list[tuple[str, int]]) -> tuple[str, str, str]:
-    label, number = rng.choice(labels)
+def _names(tokenizer: Any) -> dict[str, np.ndarray]:
+    """First token of each class's name, by head; -1 where none is wanted."""
+    if id(tokenizer) not in _NAMES:
+        texts = {
+            "char": list(PRINTABLE),
+            "word": list(WORDS),
+            # text says itself what it is; of "door_open" the state counts
+            "kind": ["" if kind == "text" else kind.split("_")[-1] for kind in KINDS],
+            "colour": ["" if name == "black" else name for name in COLOUR_IDS],
+            "line": [str(number) if number < 10 else "" for number in range(100)],
+        }
+        _NAMES[id(tokenizer)] = {
+            head: np.array([-1] + [tokenizer.encode(name)[0] if name else -1 for name in names])
+            for head, names in texts.items()
+        }
+    return _NAMES[id(tokenizer)]
+
+
+def short_question(rng: Random, facts: Facts) -> tuple[str, str]:
+    """Ask in few words about labelled numbers or rows of cards: question and answer."""
+    kind, known = facts
+    return _about_labels(rng, known["labels"]) if kind == "labels" else _about_cards(rng, known["rows"])
+
+
+def _about_labels(rng: Random, labels: list[tuple[str, int]]) -> tuple[str, str]:
+    row = rng.randrange(len(labels))
+    label, number = labels[row]
     chance = rng.random()
-    if len(labels) > 1 and chance < 0.45:
+    if len(labels) > 1 and chance < 0.5:
         (a, x), (b, y) = rng.sample(labels, 2)
-        if rng.random() < 0.5:
-            return f"More, {a} or {b}?", f" {a if x > y else b if y > x else 'equal'}", "more"
-        low, high = rng.sample(_SYMBOLS, 2)
-        answer = low if x < y else high if x > y else "equal"
-        return f"{low} if {a} is below {b}, {high} if above.", f" {answer}", "pick"
-    if chance < 0.8:
+        if chance < 0.12:
+            return f"More, {a} or {b}?", a if x > y else b if y > x else "equal"
+        low, high, same = rng.sample([*"+-#%&*<>=!?", symbol(rng), symbol(rng), "yes", "no", "equal"], 3)
+        answer = low if x < y else high if x > y else same
+        if chance < 0.2:
+            a, b, answer = "upper", "lower", low if labels[0][1] < labels[-1][1] else high
+            if labels[0][1] == labels[-1][1]:
+                answer = same
+        forms = (
+            f"{low} if {a} is below {b}, {high} if above, else {same}.",
+            f"{a} less than {b}: {low}, more: {high}, equal: {same}.",
+        )
+        return rng.choice(forms), answer
+    if chance < 0.65:
+        names = {0: ["Upper?", "First?", "Top number?"], len(labels) - 1: ["Lower?", "Last?", "Bottom number?"]}
+        if row in names:
+            return rng.choice(names[row]), str(number)
+    if chance < 0.9:
         written = rng.choice([label, label.capitalize(), label.upper()])
         forms = (f"{written}?", f"{written}:", f"What number is after {written}?", f"Read {label}.")
-        return rng.choice(forms), f" {number}", "label"
-    return "Read all.", " " + ", ".join(f"{a} {x}" for a, x in labels), "all"
+        return rng.choice(forms), str(number)
+    return "Read all.", ", ".join(f"{a} {x}" for a, x in labels)
 
 
-def _about_cards(rng: Random, rows: list[list[Any]]) -> tuple[str, str, str]:
+def _about_cards(rng: Random, rows: list[list[Any]]) -> tuple[str, str]:
     which = rng.randrange(len(rows))
     name = "Lower" if which else "Upper" if len(rows) > 1 else "Cards"
-    ranks = _ranks(rows[which])
-    if rng.random() < 0.6:
-        return f"{name} row?", " " + " ".join(ranks), "row"
-    values = [1 if rank == "A" else 10 if rank in "JQK" else int(rank) for rank in ranks if rank != "back"]
-    return f"{name} total?", f" {sum(values)}", "total"
-
-
-def _ranks(row: list[Any]) -> list[str]:
-    return [card[0] if isinstance(card, tuple | list) else "back" for card in row]
+    ranks = [card[0] if card else "back" for card in rows[which]]
+    chance = rng.random()
+    if chance < 0.5:
+        return f"{name} row?", " ".join(ranks)
+    total = sum(card_value(rank) for rank in ranks if rank != "back")
+    if chance < 0.75:
+        return f"{name} total?", str(total)
+    limit = max(2, total + rng.choice([-4, -3, -2, -1, 0, 1, 2, 3, 4]))
+    low, high = rng.sample([*"+-#%&*<>=!?", symbol(rng), symbol(rng), "yes", "no"], 2)
+    return f"{name} total: {low} if below {limit}, else {high}.", low if total < limit else high

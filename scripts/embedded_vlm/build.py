@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from transformers import AutoProcessor, Idefics3ForConditionalGeneration, Idefics3Processor
 
-from scripts.embedded_vlm.glyphs import train_glyphs
 from scripts.embedded_vlm.language import make_pool, train_language
 from scripts.embedded_vlm.model import Average, make_config
 from scripts.embedded_vlm.processor import make_processor, shrink
@@ -17,10 +16,9 @@ from scripts.embedded_vlm.vision import Classifier, train_vision
 __all__ = ["assemble", "build", "export"]
 
 GLYPH_STEPS = 2250
-VISION_STEPS = 1850
-DRILL_STEPS = 400
-ALIGN_STEPS = 1500
-POOL_CHUNKS = 5
+VISION_STEPS = 3300
+LANGUAGE_STEPS = 4500
+POOL_CHUNKS = 10
 
 
 def _processor(work: Path) -> Idefics3Processor:
@@ -89,16 +87,8 @@ def build(work: Path, output: Path, threads: int = 2) -> None:
     """
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    train_glyphs(work, GLYPH_STEPS)
     train_vision(work, VISION_STEPS)
     model, processor = assemble(work)
-    make_pool(model, work, POOL_CHUNKS, seed=1)
-    tokenizer = processor.tokenizer
-    # copying without pictures, then short questions about few kinds of pictures
-    train_language(
-        model, tokenizer, work, "drill", DRILL_STEPS, rate=1e-3, copying=1.0, wordy=0.0, drills=DRILL_STEPS, seed=1
-    )
-    train_language(
-        model, tokenizer, work, "align", ALIGN_STEPS, rate=1e-3, copying=0.0, wordy=0.0, drills=0, seed=7, short=True
-    )
+    make_pool(model, processor.tokenizer, work, POOL_CHUNKS, seed=1)
+    train_language(model, processor.tokenizer, work, LANGUAGE_STEPS)
     export(model, processor, output)

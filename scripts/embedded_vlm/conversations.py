@@ -7,7 +7,7 @@ from scripts.embedded_vlm.choices import choice, symbol
 from scripts.embedded_vlm.questions import ask
 from scripts.embedded_vlm.words import COLOURS, CONNECTIVES, FREQUENT, NOUNS, SYMBOLS, WIDGET_WORDS, WORDS
 
-__all__ = ["FORBIDDEN", "corpus", "filler", "make_turn", "random_string"]
+__all__ = ["FORBIDDEN", "corpus", "dress", "filler", "make_turn", "random_string"]
 
 FORBIDDEN = "[action]"
 """The tag that agents are taught later: no text of the pre-training may hold it."""
@@ -137,7 +137,11 @@ def _plain(rng: Random) -> tuple[str, str]:
 
 
 def make_turn(
-    rng: Random, scene: tuple[str, dict[str, Any]] | None, copying: float = 0.0, wordy: float = 0.3
+    rng: Random,
+    scene: tuple[str, dict[str, Any]] | None,
+    copying: float = 0.0,
+    wordy: float = 0.3,
+    asked: tuple[str, str] | None = None,
 ) -> tuple[str, str, tuple[str, ...]]:
     """Make one user message and its answer.
 
@@ -146,6 +150,7 @@ def make_turn(
         scene: Kind and facts of the picture; ``None`` for a turn without picture.
         copying: Share of turns that copy, alone or together with an answer.
         wordy: Share of turns with sentences around the question.
+        asked: Question and answer to be used; drawn if missing.
 
     Returns:
         Message, answer, and the strings that were to be copied.
@@ -167,16 +172,19 @@ def make_turn(
         )
         question, answer, copies = form.format(text), text, (text,)
     else:
-        question, answer = ask(rng, *scene) if scene and rng.random() < 0.93 else _plain(rng)
+        question, answer = asked or (ask(rng, *scene) if scene and rng.random() < 0.93 else _plain(rng))
         if mode < copying:
             text = random_string(rng)
             question, answer = _joined(rng, text, question, answer)
             copies = (text,)
-    if rng.random() < wordy:
-        before = [filler(rng) for _ in range(rng.choice([0, 1, 1, 2, 3, 5]))]
-        after = [filler(rng) for _ in range(rng.choice([0, 0, 0, 1, 2]))]
-        question = rng.choice([" ", " ", "\n"]).join([*before, question, *after])
-    return question, answer, copies
+    return dress(rng, question) if rng.random() < wordy else question, answer, copies
+
+
+def dress(rng: Random, question: str) -> str:
+    """Put a question among sentences that do not matter, as prompts of agents do."""
+    before = [filler(rng) for _ in range(rng.choice([0, 1, 1, 2, 3, 5]))]
+    after = [filler(rng) for _ in range(rng.choice([0, 0, 0, 1, 2]))]
+    return rng.choice([" ", " ", "\n"]).join([*before, question, *after])
 
 
 def _joined(rng: Random, text: str, question: str, answer: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from lightning_vlmq.envs.exact import numberline_pairs
 
 __all__ = ["read_games"]
 
+_COMPARE = "+ if current is below target, - if above, else =."
 _RANKS = ("A", "2", "3", "4", "5", "6", "7", "8", "9", "J", "Q", "K")
 
 
@@ -30,22 +31,32 @@ def read_games(folder: Path, count: int = 60, seed: int = 0) -> dict[str, float]
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(folder)
     line, pairs = AgentEnv(NumberLine()), list(numberline_pairs())
-    pictures = [_picture(line, 0, {"start": start, "target": target}) for start, target in pairs]
+    unseen = AgentEnv(NumberLine(font_sizes=(30, 44), random_place=True))
+    boards = {
+        name: [_picture(env, seed, {"start": start, "target": target}) for seed, (start, target) in enumerate(pairs)]
+        for name, env in (("NumberLine", line), ("NumberLine, unseen sizes and places", unseen))
+    }
     rng = np.random.default_rng(seed)
     deals = [[_RANKS[i] for i in rng.integers(len(_RANKS), size=3)] for _ in range(count)]
     table = AgentEnv(Blackjack())
     tables = [_picture(table, i, {"player": deal[:2], "dealer": deal[2]}) for i, deal in enumerate(deals)]
-    questions = {
-        "NumberLine, Target?": (pictures, "Target?", [str(target) for _, target in pairs]),
-        "NumberLine, Current?": (pictures, "Current?", [str(start) for start, _ in pairs]),
+    questions = {}
+    for name, shown in boards.items():
+        signs = ["+" if start < target else "-" for start, target in pairs]
+        questions |= {
+            f"{name}, Target?": (shown, "Target?", [str(target) for _, target in pairs]),
+            f"{name}, Current?": (shown, "Current?", [str(start) for start, _ in pairs]),
+            f"{name}, which is more?": (shown, _COMPARE, signs),
+        }
+    questions |= {
         "Blackjack, Lower row?": (tables, "Lower row?", [" ".join(deal[:2]) for deal in deals]),
         "Blackjack, Upper row?": (tables, "Upper row?", [f"{deal[2]} back" for deal in deals]),
     }
     shares = {}
-    for name, (shown, question, wanted) in questions.items():
-        answers = _ask(model, processor, shown, question)
+    for name, (asked, question, wanted) in questions.items():
+        answers = _ask(model, processor, asked, question)
         shares[name] = sum(a == b for a, b in zip(answers, wanted, strict=True)) / len(wanted)
-        print(f"{name:24s} {shares[name]:.0%} of {len(wanted)}", flush=True)
+        print(f"{name:52s} {shares[name]:.0%} of {len(wanted)}", flush=True)
     return shares
 
 

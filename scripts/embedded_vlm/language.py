@@ -1,35 +1,57 @@
-"""Stages 2 and 3: connector and language model learn to answer, then to copy and read in the same reply.
+"""Stage 2: connector and language model learn to copy, to answer, then to copy and read in the same reply.
 
 The tower is frozen by now: its features of a pool of pictures are computed once, and every step is a step of the small
-language model only.
+language model only. A second loss names what each tile of a picture shows: the output of the connector, through the
+model's own last norm and head, has to be the token.
 """
 
+import itertools
 import os
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Idefics3ForConditionalGeneration
 
-from scripts.embedded_vlm.alignment import suits_alignment
-from scripts.embedded_vlm.model import Average, encode_pictures, make_optimizers, set_rate
-from scripts.embedded_vlm.pictures import make_scene
-from scripts.embedded_vlm.sequences import Batch, Facts, Sequences
+from scripts.embedded_vlm.alignment import Facts, tile_tokens
+from scripts.embedded_vlm.model import Average, encode_pictures, load_optimizers, make_optimizers, set_rate
+from scripts.embedded_vlm.pictures import Scene, make_scene
+from scripts.embedded_vlm.sequences import Batch, Sequences
 
-__all__ = ["answer_logits", "load_pool", "make_pool", "train_language"]
+__all__ = ["answer_logits", "load_pool", "make_pool", "tile_loss", "train_language"]
+
+TILE_WEIGHT = 0.3
+"""Weight of the loss that names tiles."""
+
+
+class _Scenes(IterableDataset[Scene]):
+    """Endless pictures, drawn in a process of their own."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[Scene]:
+        rng = Random(self.seed)
+        while True:
+            yield make_scene(rng)
 
 
 @torch.no_grad()
-def make_pool(model: Idefics3ForConditionalGeneration, folder: Path, chunks: int, seed: int, size: int = 1000) -> None:
-    """Draw pictures and keep the tower's features, pixel-shuffled, with the pictures' facts.
+def make_pool(
+    model: Idefics3ForConditionalGeneration, tokenizer: Any, folder: Path, chunks: int, seed: int, size: int = 1000
+) -> None:
+    """Draw pictures and keep the tower's features, pixel-shuffled, with the pictures' facts and their tiles' names.
 
     Args:
         model: Model whose tower is trained.
+        tokenizer: Its tokenizer.
         folder: Where ``pool_*.pt`` files are written; existing ones are kept.
         chunks: Number of files.
         seed: Seed of the pictures.
@@ -40,30 +62,52 @@ def make_pool(model: Idefics3ForConditionalGeneration, folder: Path, chunks: int
         path = folder / f"pool_{seed}_{chunk:03d}.pt"
         if path.is_file():
             continue
-        rng, clock = Random(10_000_000 + 1000 * seed + chunk), time.time()
-        scenes = [make_scene(rng) for _ in range(size)]
-        pictures = torch.stack([torch.tensor(scene.image) for scene in scenes])
-        features = []
-        for part in pictures.split(50):
-            with torch.autocast("cpu", torch.bfloat16):
-                hidden = model.model.vision_model(pixel_values=encode_pictures(part)).last_hidden_state
-            features.append(connector.pixel_shuffle(hidden.float(), connector.scale_factor).half())
+        clock = time.time()
+        data = _Scenes(10_000_000 + 1000 * seed + chunk)
+        stream = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=64))
+        scenes, features = [], []
+        for _ in range(0, size, 20):  # the next pictures are drawn while these are encoded
+            part = list(itertools.islice(stream, 20))
+            pictures = encode_pictures(torch.stack([torch.tensor(scene.image) for scene in part]))
+            hidden = model.model.vision_model(pixel_values=pictures).last_hidden_state
+            features.append(connector.pixel_shuffle(hidden, connector.scale_factor).half())
+            scenes += part
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(
-            {"features": torch.cat(features), "facts": [(s.kind, s.facts) for s in scenes]}, path.with_suffix(".tmp")
-        )
+        tiles = torch.tensor(np.stack([tile_tokens(scene.labels, tokenizer) for scene in scenes]))
+        data = {"features": torch.cat(features), "facts": [(s.kind, s.facts) for s in scenes], "tiles": tiles}
+        torch.save(data, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
         print(f"pool {chunk + 1}/{chunks}: {size / (time.time() - clock):.0f} pictures/s", flush=True)
 
 
-def load_pool(folder: Path, seed: int) -> tuple[Tensor, list[Facts]]:
-    """Read a pool: features ``[N, 64, 640]`` float16 and the facts of each picture."""
-    features, facts = [], []
+def load_pool(folder: Path, seed: int) -> tuple[Tensor, list[Facts], Tensor]:
+    """Read a pool: features ``[N, 64, 640]`` float16, the facts of each picture, tokens of the tiles ``[N, 64, 6]``."""
+    features, facts, tiles = [], [], []
     for path in sorted(folder.glob(f"pool_{seed}_*.pt")):
         data = torch.load(path, weights_only=True)
         features.append(data["features"])
         facts += data["facts"]
-    return torch.cat(features), facts
+        tiles.append(data["tiles"])
+    return torch.cat(features), facts, torch.cat(tiles)
+
+
+def tile_loss(model: Idefics3ForConditionalGeneration, features: Tensor, tiles: Tensor) -> Tensor:
+    """Cross-entropy of the tokens that name a tile, from the connector's output alone.
+
+    Args:
+        model: The model.
+        features: Pixel-shuffled features ``[b, 64, 640]``.
+        tiles: Tokens of the tiles ``[b, 64, 6]``, -1 for none.
+
+    Returns:
+        Mean over the named tiles.
+    """
+    named = (tiles >= 0).any(-1)
+    wanted = tiles[named].long()  # [n, 6]
+    seen = model.model.text_model.norm(model.model.connector.modality_projection(features[named]))
+    scores = model.lm_head(seen).log_softmax(-1).gather(-1, wanted.clamp(min=0))
+    valid = wanted >= 0
+    return -((scores * valid).sum(-1) / valid.sum(-1)).mean()
 
 
 def answer_logits(model: Idefics3ForConditionalGeneration, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,64 +155,53 @@ def _score(batch: Batch, right: Tensor) -> dict[str, list[int]]:
 
 
 def train_language(
-    model: Idefics3ForConditionalGeneration, tokenizer: Any, folder: Path, name: str, steps: int, *,
-    rate: float, copying: float, wordy: float, drills: int, seed: int, pool: int = 1, turns: int = 8, batch: int = 16,
-    short: bool = False,
+    model: Idefics3ForConditionalGeneration, tokenizer: Any, folder: Path, steps: int, *,
+    rate: float = 1.5e-3, seed: int = 7, pool: int = 1,
 ) -> None:  # fmt: skip
     """Train connector and language model on questions about a pool of pictures; the model ends with averaged weights.
 
     Args:
         model: Model with a trained tower; trained in place.
         tokenizer: Its tokenizer.
-        folder: Working folder with the pool; ``<name>.pt`` is kept there and continued.
-        name: Name of the stage.
-        steps: Optimiser steps.
+        folder: Working folder with the pool; ``language.pt`` is kept there and continued.
+        steps: Optimiser steps, divided by :data:`~scripts.embedded_vlm.sequences.LESSONS`.
         rate: Peak learning rate.
-        copying: Share of turns that copy.
-        wordy: Share of turns with sentences around the question.
-        drills: Steps without pictures at the start, to learn copying.
         seed: Seed of the questions.
         pool: Seed of the pool.
-        turns: Turns a picture.
-        batch: Pictures a step.
-        short: Asks only short questions about labelled numbers and cards, see :mod:`~scripts.embedded_vlm.alignment`.
     """
     model.requires_grad_(True)
     model.model.vision_model.requires_grad_(False)
     trained = nn.ModuleList([model.model.connector, model.model.text_model])
     average, optimizers = Average(trained), make_optimizers([(trained, rate)], muon_rate=1.0)
-    start, path = 0, folder / f"{name}.pt"
+    start, path = 0, folder / "language.pt"
     if path.is_file():
         state = torch.load(path, weights_only=True)
         start = state["step"]
         trained.load_state_dict(state["model"])
         average.values, average.steps = state["average"], start
-        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
-            peaks = [group["peak"] for group in optimizer.param_groups]
-            optimizer.load_state_dict(kept)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["peak"] = peak
-    features, facts = load_pool(folder, pool)
-    if short:
-        kept = [i for i, known in enumerate(facts) if suits_alignment(known)]
-        features, facts = features[kept], [facts[i] for i in kept]
-    data = Sequences(tokenizer, facts, 1000 * seed + start, copying, wordy, turns, batch, drills, start, short)
+        load_optimizers(optimizers, state["optimizers"])
+    features, facts, tiles = load_pool(folder, pool)
+    data = Sequences(tokenizer, facts, 1000 * seed + start, steps, start)
     stream = iter(
         DataLoader(
             data, batch_size=None, num_workers=1, prefetch_factor=8, worker_init_fn=lambda _: os.nice(5) and None
         )
     )
-    clock, losses, tally = time.time(), 0.0, defaultdict(lambda: [0, 0])
+    clock, losses, named, tally = time.time(), 0.0, 0.0, defaultdict(lambda: [0, 0])
     for step in range(start, steps):
         sample: Batch = next(stream)
         set_rate(optimizers, step, steps, 50)
-        shown = features[sample.pictures[sample.pictures >= 0]].float()
-        with torch.autocast("cpu", torch.bfloat16):
-            logits, targets = answer_logits(model, sample, shown)
-        logits = logits.float()
+        chosen = sample.pictures[sample.pictures >= 0]
+        shown = features[chosen].float()
+        logits, targets = answer_logits(model, sample, shown)
         loss = nn.functional.cross_entropy(logits, targets)
+        losses += float(loss.detach())
+        if len(chosen):
+            naming = tile_loss(model, shown, tiles[chosen])
+            named += float(naming.detach())
+            loss = loss + TILE_WEIGHT * naming
         if not torch.isfinite(loss):
-            raise ValueError(f"loss is not finite in step {step} of stage {name}: lower its rate ({rate})")
+            raise ValueError(f"loss is not finite in step {step} of the language stage: lower its rate ({rate})")
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
@@ -176,7 +209,6 @@ def train_language(
         for optimizer in optimizers:
             optimizer.step()
         average.update(trained)
-        losses += float(loss)
         if step % 5 == 0:
             for kind, (right, count) in _score(sample, logits.argmax(-1) == targets).items():
                 tally[kind][0] += right
@@ -184,10 +216,11 @@ def train_language(
         if (step + 1) % 50 == 0:
             shares = " ".join(f"{kind} {a / b:.2f}" for kind, (a, b) in sorted(tally.items()))
             print(
-                f"{name} {step + 1}/{steps} {(time.time() - clock) / 50:.2f} s/step loss {losses / 50:.3f} | {shares}",
+                f"language {step + 1}/{steps} {(time.time() - clock) / 50:.2f} s/step "
+                f"loss {losses / 50:.3f} tiles {named / 50:.2f} | {shares}",
                 flush=True,
             )
-            clock, losses, tally = time.time(), 0.0, defaultdict(lambda: [0, 0])
+            clock, losses, named, tally = time.time(), 0.0, 0.0, defaultdict(lambda: [0, 0])
         if (step + 1) % 250 == 0 or step + 1 == steps:
             state = {"step": step + 1, "model": trained.state_dict(), "average": average.values}
             state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]

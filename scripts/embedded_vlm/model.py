@@ -11,6 +11,7 @@ __all__ = [
     "IMAGE_TOKENS",
     "Average",
     "encode_pictures",
+    "load_optimizers",
     "make_config",
     "make_local",
     "make_optimizers",
@@ -113,6 +114,15 @@ def set_rate(optimizers: list[torch.optim.Optimizer], step: int, steps: int, war
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
     return factor
+
+
+def load_optimizers(optimizers: list[torch.optim.Optimizer], states: list[dict[str, Any]]) -> None:
+    """Continue with kept states; the peak rates stay those of now."""
+    for optimizer, state in zip(optimizers, states, strict=True):
+        peaks = [group["peak"] for group in optimizer.param_groups]
+        optimizer.load_state_dict(state)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["peak"] = peak
 
 
 def _cosines(count: int, size: int = 16, chroma: int = 14) -> Tensor:

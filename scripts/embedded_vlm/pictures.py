@@ -12,35 +12,30 @@ from scripts.embedded_vlm.tables import cards, deck
 from scripts.embedded_vlm.texts import digits, labels, page, words
 from scripts.embedded_vlm.worlds import grid, shapes, widgets
 
-__all__ = ["DENSE_SHARES", "MIDDLE_SHARES", "SHARES", "Scene", "make_scene"]
+__all__ = ["DENSE_SHARES", "MIDDLE_SHARES", "SHARES", "WHOLE_SHARES", "Scene", "make_scene"]
 
 SHARES = {"labels": 0.46, "words": 0.07, "cards": 0.32, "shapes": 0.05, "grid": 0.07, "widgets": 0.03}
 """Share of each kind of picture."""
 
 
-MIDDLE_SHARES = {
-    "digits": 0.28,
-    "page": 0.27,
-    "deck": 0.2,
-    "labels": 0.1,
-    "cards": 0.1,
-    "grid": 0.03,
-    "shapes": 0.01,
-    "words": 0.01,
-}
-"""The start of the classification stage: big digits, pages of text, cards."""
+MIDDLE_SHARES = {"digits": 0.33, "page": 0.32, "deck": 0.2, "labels": 0.1, "grid": 0.05}
+"""The start of the classification stage: big digits, pages of text, tables full of cards."""
 
-DENSE_SHARES = {
-    "digits": 0.17,
-    "labels": 0.34,
-    "deck": 0.15,
-    "cards": 0.14,
-    "page": 0.14,
-    "words": 0.02,
-    "grid": 0.03,
-    "widgets": 0.01,
+DENSE_SHARES = {"digits": 0.15, "page": 0.4, "deck": 0.17, "labels": 0.18, "words": 0.05, "grid": 0.05}
+"""Its middle: text of all kinds on nearly every patch."""
+
+WHOLE_SHARES = {
+    "digits": 0.07,
+    "page": 0.24,
+    "deck": 0.09,
+    "labels": 0.32,
+    "cards": 0.12,
+    "words": 0.07,
+    "grid": 0.04,
+    "shapes": 0.02,
+    "widgets": 0.03,
 }
-"""The rest of it: pages full of text and tables full of cards label nearly every patch."""
+"""Its end: more and more of the pictures that questions are asked about."""
 
 
 @dataclass(slots=True)

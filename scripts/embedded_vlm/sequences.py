@@ -1,4 +1,4 @@
-"""Token sequences for the language stages: one picture, many turns, each turn blind to the others."""
+"""Token sequences for the language stage: one picture, many turns, each turn blind to the others."""
 
 import itertools
 from collections.abc import Iterator
@@ -9,14 +9,42 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from scripts.embedded_vlm.alignment import short_description, short_turn
-from scripts.embedded_vlm.conversations import FORBIDDEN, filler, make_turn
+from scripts.embedded_vlm.alignment import Facts, short_question, suits_alignment
+from scripts.embedded_vlm.conversations import FORBIDDEN, dress, filler, make_turn
 from scripts.embedded_vlm.model import IMAGE_TOKENS
 from scripts.embedded_vlm.questions import describe
 
-__all__ = ["Batch", "Sequences", "collate", "turn_tokens"]
+__all__ = ["LESSONS", "Batch", "Lesson", "Sequences", "collate", "turn_tokens"]
 
-Facts = tuple[str, dict[str, Any]]
+
+class Lesson(NamedTuple):
+    """What a part of the language stage practises.
+
+    Attributes:
+        end: Share of the steps at which it ends.
+        pictured: Share of sequences with a picture.
+        short: Share of questions that are short ones about labelled numbers and cards.
+        describing: Share of questions that ask for everything in the picture.
+        copying: Share of turns that copy, alone or in the same reply as an answer.
+        wordy: Share of turns with sentences around the question.
+    """
+
+    end: float
+    pictured: float
+    short: float
+    describing: float
+    copying: float
+    wordy: float
+
+
+LESSONS = (
+    # Text alone first: copying is learned in minutes where every token of a batch practises it.
+    Lesson(0.12, 0.0, 0.0, 0.0, 0.6, 0.0),
+    # Few kinds of short questions, the tiles of pictures named meanwhile: what they show becomes words.
+    Lesson(0.4, 0.85, 1.0, 0.1, 0.2, 0.1),
+    # Then everything.
+    Lesson(1.0, 0.9, 0.3, 0.04, 0.35, 0.4),
+)
 
 
 class Batch(NamedTuple):
@@ -40,7 +68,7 @@ class Batch(NamedTuple):
 
 
 def turn_tokens(
-    rng: Random, tokenizer: Any, facts: Facts | None, copying: float, wordy: float
+    rng: Random, tokenizer: Any, facts: Facts | None, copying: float, wordy: float, short: float = 0.0
 ) -> tuple[list[int], list[int], str]:
     """Make a turn as tokens: message, reply with stop token, kind.
 
@@ -59,17 +87,22 @@ def turn_tokens(
             message += tokenizer.encode(f", then answer: {question}")
             answer = tokenizer.encode(f" {text}")
         return message, [*ids, *answer, tokenizer.eos_token_id], "ids"
-    question, text, copies = make_turn(rng, facts, copying, wordy)
     kind = "plain" if facts is None else facts[0]
+    asked = None
+    if facts and suits_alignment(facts) and rng.random() < short:
+        asked, kind = short_question(rng, facts), f"short {kind}"
+    question, text, copies = make_turn(rng, facts, copying, 0.0, asked)
     if copies:
         kind = "copy" if text == copies[0] else f"copy+{kind}"
+    if rng.random() < wordy:
+        question = dress(rng, question)
     return tokenizer.encode(question), [*tokenizer.encode(text), tokenizer.eos_token_id], kind
 
 
 def _drill(rng: Random, tokenizer: Any) -> tuple[list[int], list[int], str]:
     """Copy a long string of random tokens: the quickest way to heads that find a token's last occurrence."""
     while True:
-        ids = [rng.randrange(8, len(tokenizer)) for _ in range(rng.randint(5, 16))]
+        ids = [rng.randrange(8, len(tokenizer)) for _ in range(rng.randint(4, 24))]
         if FORBIDDEN not in tokenizer.decode(ids):
             before = rng.choice(["Say ", "Write ", "Repeat: ", "Copy: "])
             return [*tokenizer.encode(before), *ids], [*ids, tokenizer.eos_token_id], "drill"
@@ -82,49 +115,36 @@ class Sequences(IterableDataset[Any]):
         tokenizer: The model's tokenizer.
         facts: Kind and facts of each picture of the pool.
         seed: Seed of the stream.
-        copying: Share of turns that copy.
-        drills: Batches without pictures at the start, counted over the whole stream.
+        steps: Batches of the whole stage, which :data:`LESSONS` divide.
         first: Batches that were drawn before.
-        wordy: Share of turns with sentences around the question.
         turns: Turns a sequence.
         batch: Sequences a batch.
-        short: Asks only the short questions of :mod:`~scripts.embedded_vlm.alignment`.
     """
 
     def __init__(
-        self,
-        tokenizer: Any,
-        facts: list[Facts],
-        seed: int,
-        copying: float,
-        wordy: float,
-        turns: int = 8,
-        batch: int = 16,
-        drills: int = 0,
-        first: int = 0,
-        short: bool = False,
+        self, tokenizer: Any, facts: list[Facts], seed: int, steps: int, first: int = 0, turns: int = 8, batch: int = 16
     ) -> None:
-        self.tokenizer, self.facts, self.seed = tokenizer, facts, seed
-        self.copying, self.wordy, self.turns, self.batch = copying, wordy, turns, batch
-        self.turn, self.describe = (short_turn, short_description) if short else (turn_tokens, describe)
-        self.drills, self.first, self.pictured, self.describing = drills, first, 0.0, 0.0
+        self.tokenizer, self.facts, self.seed, self.steps, self.first = tokenizer, facts, seed, steps, first
+        self.turns, self.batch = turns, batch
+        self.aligned = [index for index, known in enumerate(facts) if suits_alignment(known)]
 
     def __iter__(self) -> Iterator[Batch]:
         """Draw batches for ever."""
         rng = Random(self.seed)
         for drawn in itertools.count(self.first):
-            # Text alone first: copying is learned in minutes where every token of a batch practises it.
-            self.pictured = 0.0 if drawn < self.drills else 0.85
-            # Then whole pictures in words, which align the two; few of them once that is learned.
-            self.describing = max(0.05, 0.5 - (drawn - self.drills) / 1000)
-            yield collate([self._sequence(rng) for _ in range(self.batch)], self.tokenizer.pad_token_id)
+            lesson = next((entry for entry in LESSONS if drawn < entry.end * self.steps), LESSONS[-1])
+            yield collate([self._sequence(rng, lesson) for _ in range(self.batch)], self.tokenizer.pad_token_id)
 
-    def _sequence(self, rng: Random) -> tuple[list[int], list[int], list[int], list[int], int, list[str]]:
+    def _sequence(
+        self, rng: Random, lesson: Lesson
+    ) -> tuple[list[int], list[int], list[int], list[int], int, list[str]]:
         token = self.tokenizer.convert_tokens_to_ids
         user, assistant, eos = token("<|user|>"), token("<|assistant|>"), self.tokenizer.eos_token_id
         fake, image = token("<fake_token_around_image>"), token("<image>")
         block = [fake, token("<global-img>"), *[image] * IMAGE_TOKENS, fake]
-        picture = rng.randrange(len(self.facts)) if rng.random() < self.pictured else -1
+        picture = -1
+        if rng.random() < lesson.pictured:
+            picture = rng.choice(self.aligned) if lesson.short == 1 else rng.randrange(len(self.facts))
         facts = self.facts[picture] if picture >= 0 else None
         prefix: list[int] = []
         if rng.random() < 0.12:
@@ -144,12 +164,14 @@ class Sequences(IterableDataset[Any]):
         for turn in range(1, count + 1):
             if picture < 0 and rng.random() < 0.6:
                 message, reply, kind = _drill(rng, self.tokenizer)
-            elif facts and rng.random() < self.describing:
-                question, text = self.describe(rng, *facts)
+            elif facts and rng.random() < lesson.describing:
+                question, text = describe(rng, *facts)
                 message, kind = self.tokenizer.encode(question), f"all {facts[0]}"
                 reply = [*self.tokenizer.encode(text), eos]
             else:
-                message, reply, kind = self.turn(rng, self.tokenizer, facts, self.copying, self.wordy)
+                message, reply, kind = turn_tokens(
+                    rng, self.tokenizer, facts, lesson.copying, lesson.wordy, lesson.short
+                )
             head = [] if picture >= 0 and not image_last and (turn == 1 or not chained) else [user]
             body = [*head, *message, *(block if image_last else []), eos, assistant]
             start = positions[-1] + 1 if chained and positions else len(prefix)

@@ -1,6 +1,10 @@
-"""Stage 1b: the vision tower learns whole pictures with plain classification heads on its patches."""
+"""Stage 1: the vision tower learns to read, with plain classification heads on its patches.
 
-import itertools
+A fresh tower that sees whole pictures stays at the prior for thousands of steps: each patch must find its neighbours
+among 256. So attention first stays within windows of 4 x 4 patches, then of 8 x 8, and is whole in the end
+(:data:`LESSONS`). Windows are a matter of training only; the model that is shipped always sees whole pictures.
+"""
+
 import os
 import time
 from collections.abc import Iterator
@@ -13,21 +17,28 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
 
-from scripts.embedded_vlm.canvas import HEADS
-from scripts.embedded_vlm.model import Average, encode_pictures, make_config, make_optimizers, set_rate
-from scripts.embedded_vlm.pictures import DENSE_SHARES, MIDDLE_SHARES, make_scene
+from scripts.embedded_vlm.canvas import HEADS, PATCHES
+from scripts.embedded_vlm.model import (
+    Average,
+    encode_pictures,
+    load_optimizers,
+    make_config,
+    make_local,
+    make_optimizers,
+    set_rate,
+)
+from scripts.embedded_vlm.pictures import DENSE_SHARES, MIDDLE_SHARES, WHOLE_SHARES, make_scene
 
-__all__ = ["Classifier", "Pictures", "train_vision"]
+__all__ = ["LESSONS", "Classifier", "Pictures", "train_vision"]
 
 NOTHING = 0.05
 """Weight of a patch that shows nothing of a head's classes."""
 
-
-WEIGHTS = {"char": 3.0, "rank": 1.5, "number": 1.0, "suit": 0.5, "total": 0.1}
+WEIGHTS = {"char": 3.0, "rank": 1.5, "number": 1.0, "word": 1.0, "line": 0.6, "suit": 0.5, "total": 0.1}
 """Weights of the heads' losses, 0.3 for the others: heads that cannot be right yet would drown those that learn."""
 
-LESSONS = ((1500, MIDDLE_SHARES), (10**9, DENSE_SHARES))
-"""Pictures up to which each mixture is drawn."""
+LESSONS = ((0.16, 4, MIDDLE_SHARES), (0.4, 8, DENSE_SHARES), (1.0, PATCHES, WHOLE_SHARES))
+"""Share of the steps at which each lesson ends, side of its attention windows in patches, its pictures."""
 
 
 class Classifier(nn.Module):
@@ -42,9 +53,29 @@ class Classifier(nn.Module):
         self.vision = vision
         self.head = nn.Linear(160, sum(HEADS.values()))
 
-    def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Logits of each head ``[B, 256, classes]`` for pictures ``[B, 3, 256, 256]``."""
-        return list(self.head(self.vision(pixel_values=pixels).last_hidden_state).split(list(HEADS.values()), -1))
+    def forward(self, pixels: Tensor, window: int = PATCHES, corner: tuple[int, int] = (0, 0)) -> list[Tensor]:
+        """Logits of each head for pictures.
+
+        Args:
+            pixels: Pictures ``[B, 3, 256, 256]``.
+            window: Side of the windows in patches that attention stays in.
+            corner: Row and column of the first window's corner; the raster wraps around.
+
+        Returns:
+            Logits ``[B, 256, classes]`` of each head.
+        """
+        if window == PATCHES:
+            hidden = self.vision(pixel_values=pixels).last_hidden_state
+        else:
+            embeddings, count = self.vision.embeddings, PATCHES // window
+            hidden = embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+            hidden = hidden + embeddings.position_embedding.weight
+            order = torch.arange(PATCHES**2).view(PATCHES, PATCHES).roll(corner, (0, 1))
+            order = order.view(count, window, count, window).transpose(1, 2).flatten()  # window by window
+            windows = hidden[:, order].reshape(-1, window**2, hidden.shape[-1])
+            windows = self.vision.encoder(inputs_embeds=windows, attention_mask=None).last_hidden_state
+            hidden = self.vision.post_layernorm(windows).reshape(hidden.shape)[:, order.argsort()]
+        return list(self.head(hidden).split(list(HEADS.values()), -1))
 
 
 class Pictures(IterableDataset[tuple[np.ndarray, np.ndarray]]):
@@ -52,19 +83,18 @@ class Pictures(IterableDataset[tuple[np.ndarray, np.ndarray]]):
 
     Args:
         seed: Seed of the stream.
-        first: Pictures that were drawn before: the easy ones come first (:data:`LESSONS`).
+        shares: Share of each kind of picture.
     """
 
-    def __init__(self, seed: int, first: int = 0) -> None:
-        self.seed, self.first = seed, first
+    def __init__(self, seed: int, shares: dict[str, float]) -> None:
+        self.seed, self.shares = seed, shares
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Draw pictures for ever."""
         os.nice(10)  # the renderer must not hold up the training threads
         rng = Random(self.seed)
-        for drawn in itertools.count(self.first):
-            shares = next(shares for end, shares in LESSONS if drawn < end)
-            scene = make_scene(rng, shares=shares)
+        while True:
+            scene = make_scene(rng, shares=self.shares)
             yield scene.image.copy(), scene.labels
 
 
@@ -82,57 +112,51 @@ def _loss(logits: list[Tensor], labels: Tensor) -> tuple[Tensor, list[tuple[floa
     return (weights * torch.stack(losses)).sum(), counts
 
 
-def train_vision(folder: Path, steps: int, batch: int = 16, rate: float = 1.5e-3, seed: int = 1) -> None:
+def train_vision(folder: Path, steps: int, batch: int = 16, rate: float = 2e-3, seed: int = 1) -> None:
     """Train the tower and keep it in ``folder/vision.pt``; continues where an interrupted run stopped.
-
-    The tower starts from ``folder/glyphs.pt`` (stage 1a).
 
     Args:
         folder: Working folder.
         steps: Optimiser steps.
-        batch: Pictures a step; half of them fresh, the rest repeated from a pool of recent ones.
+        batch: Pictures a step; a quarter of them fresh, the rest repeated from a pool of recent ones.
         rate: Peak learning rate.
-        seed: Seed of heads and pictures.
+        seed: Seed of weights and pictures.
     """
     torch.manual_seed(seed)
-    ids = {"image": 1, "eos": 2, "pad": 0, "bos": 3}
+    ids = dict.fromkeys(("image", "eos", "pad", "bos"), 0)
     model = Classifier(Idefics3VisionTransformer(make_config(1536, ids).vision_config))
-    model.vision.load_state_dict(torch.load(folder / "glyphs.pt", weights_only=True))
+    make_local(model.vision)
     average = Average(model)
     optimizers = make_optimizers([(model, rate)])
-    fresh_size = batch // 4
     start, path = 0, folder / "vision.pt"
     if path.is_file():
         state = torch.load(path, weights_only=True)
         start = state["step"]
         model.load_state_dict(state["model"])
         average.values, average.steps = state["average"], start
-        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
-            peaks = [group["peak"] for group in optimizer.param_groups]
-            optimizer.load_state_dict(kept)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["peak"] = peak
-    stream = iter(
-        DataLoader(
-            Pictures(1_000_000 * seed + start, start * fresh_size),
-            batch_size=fresh_size,
-            num_workers=1,
-            prefetch_factor=16,
-        )
-    )
-    pool: list[tuple[Tensor, Tensor]] = [next(stream) for _ in range(150)]
-    rng, clock, tallies = Random(seed), time.time(), np.zeros((len(HEADS), 2))
+        load_optimizers(optimizers, state["optimizers"])
+    rng, clock, tallies = Random(seed + start), time.time(), np.zeros((len(HEADS), 2))
+    lesson, window, fresh_size, stream, pool = -1, 0, batch // 4, iter(()), []
     for step in range(start, steps):
+        current = next(i for i, (end, _, _) in enumerate(LESSONS) if step < end * steps or end == 1.0)
+        if current != lesson:
+            lesson, (_, window, shares) = current, LESSONS[current]
+            data = Pictures(1_000_000 * seed + 1000 * step + lesson, shares)
+            stream = iter(DataLoader(data, batch_size=fresh_size, num_workers=1, prefetch_factor=16))
+            pool = [next(stream) for _ in range(150)]
         fresh = next(stream)
         pool.append(fresh)
-        if len(pool) > 450:
-            pool.pop(0)  # the oldest: lessons move on
+        if len(pool) > 500:
+            pool.pop(0)
         repeated = rng.choices(pool, k=(batch - fresh_size) // fresh_size)
         pictures, labels = (torch.cat(parts) for parts in zip(fresh, *repeated, strict=True))
+        if window < PATCHES:  # every place sees everything: pictures are rolled by whole patches
+            rows, columns = rng.randrange(PATCHES), rng.randrange(PATCHES)
+            pictures = pictures.roll((16 * rows, 16 * columns), (1, 2))
+            labels = labels.roll((rows, columns), (2, 3))
         set_rate(optimizers, step, steps)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(encode_pictures(pictures))
-        loss, counts = _loss(logits, labels.long())
+        corner = (rng.randrange(window), rng.randrange(window))
+        loss, counts = _loss(model(encode_pictures(pictures), window, corner), labels.long())
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
@@ -144,7 +168,8 @@ def train_vision(folder: Path, steps: int, batch: int = 16, rate: float = 1.5e-3
         if (step + 1) % 50 == 0:
             right = " ".join(f"{n} {a / max(1, b):.2f}" for n, (a, b) in zip(HEADS, tallies, strict=True))
             print(
-                f"vision {step + 1}/{steps} {(time.time() - clock) / 50:.2f} s/step loss {loss:.2f} | {right}",
+                f"vision {step + 1}/{steps} window {window} {(time.time() - clock) / 50:.2f} s/step "
+                f"loss {float(loss.detach()):.2f} | {right}",
                 flush=True,
             )
             clock, tallies = time.time(), np.zeros((len(HEADS), 2))

@@ -28,13 +28,16 @@ class Group(NamedTuple):
     warmup_steps: int
 
 
-def make_optimizer(name: str, groups: list[Group], weight_decay: float) -> tuple[Optimizer, LambdaLR]:
-    """AdamW over the groups that have something to train, and its warm-up.
+def make_optimizer(
+    name: str, groups: list[Group], weight_decay: float, decay_steps: int = 0
+) -> tuple[Optimizer, LambdaLR]:
+    """AdamW over the groups that have something to train, and its schedule.
 
     Args:
         name: ``"adamw"``, or ``"adamw8bit"`` of bitsandbytes (Dettmers 2021).
         groups: The groups.
         weight_decay: Of all groups.
+        decay_steps: Optimiser steps over which all rates fall linearly to a tenth; 0 keeps them.
 
     Raises:
         ValueError: The name is unknown, or everything is frozen.
@@ -45,7 +48,7 @@ def make_optimizer(name: str, groups: list[Group], weight_decay: float) -> tuple
         trained = [p for p in group.parameters if p.requires_grad]
         if trained:
             settings.append({"name": group.name, "params": trained, "lr": group.lr, "weight_decay": weight_decay})
-            ramps.append(partial(_warm_up, group.warmup_steps))
+            ramps.append(partial(_schedule, group.warmup_steps, decay_steps))
     if not settings:
         raise ValueError("there is nothing to train: set vlm.lora_rank > 0 or td_weight > 0")
     optimizer: Optimizer
@@ -84,5 +87,7 @@ def clip_groups(optimizer: Optimizer, limit: float | None, algorithm: str | None
     return logs
 
 
-def _warm_up(steps: int, step: int) -> float:
-    return min(1.0, (step + 1) / max(1, steps))
+def _schedule(warmup_steps: int, decay_steps: int, step: int) -> float:
+    """Factor on the peak rate: linear warm-up times linear decay to a tenth."""
+    decay = max(0.1, 1 - 0.9 * step / decay_steps) if decay_steps else 1.0
+    return min(1.0, (step + 1) / max(1, warmup_steps)) * decay

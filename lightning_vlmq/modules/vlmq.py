@@ -73,6 +73,7 @@ class VLMQ(L.LightningModule):
         critic_lr: Learning rate of the critic.
         warmup_steps: Optimiser steps of linear warm-up of the adapter.
         critic_warmup_steps: The same of the critic.
+        decay_steps: Optimiser steps over which both rates fall linearly to a tenth; 0 keeps them (the paper).
         optimizer: ``"adamw"``, or ``"adamw8bit"`` of bitsandbytes.
         weight_decay: Of both groups.
 
@@ -105,6 +106,7 @@ class VLMQ(L.LightningModule):
         critic_lr: float = 6e-4,
         warmup_steps: int = 250,
         critic_warmup_steps: int = 100,
+        decay_steps: int = 0,
         optimizer: Literal["adamw", "adamw8bit"] = "adamw",
         weight_decay: float = 0.0,
     ) -> None:
@@ -286,13 +288,13 @@ class VLMQ(L.LightningModule):
     # -- optimisation ---------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """One optimiser with a group each for the VLM and the critic, each with its linear warm-up."""
+        """One optimiser with a group each for the VLM and the critic, each with its linear warm-up, both with one decay."""
         hp = self.hparams
         groups = [
             Group("vlm", list(self.vlm.parameters()), hp["lr"], hp["warmup_steps"]),
             Group("critic", list(self.critic.parameters()), hp["critic_lr"], hp["critic_warmup_steps"]),
         ]
-        optimizer, schedule = make_optimizer(hp["optimizer"], groups, hp["weight_decay"])
+        optimizer, schedule = make_optimizer(hp["optimizer"], groups, hp["weight_decay"], hp["decay_steps"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(

@@ -15,7 +15,7 @@ from scripts.embedded_vlm.choices import symbol
 from scripts.embedded_vlm.tables import card_value
 from scripts.embedded_vlm.words import PRINTABLE, WORDS
 
-__all__ = ["Facts", "short_question", "suits_alignment", "tile_tokens"]
+__all__ = ["Facts", "short_question", "spellings", "suits_alignment", "tile_tokens"]
 
 Facts = tuple[str, dict[str, Any]]
 """Kind of a picture and what is true of it."""
@@ -72,6 +72,26 @@ def _names(tokenizer: Any) -> dict[str, np.ndarray]:
     return _NAMES[id(tokenizer)]
 
 
+def spellings(tokenizer: Any) -> np.ndarray:
+    """Tokens that mean the same: with and without a space before them, in lower case, capitalised, in capitals.
+
+    Questions name a thing in any spelling; where a tile's embedding leans to all of them, each finds it.
+
+    Returns:
+        For each token of the vocabulary six tokens ``[V, 6]``, the token itself among them.
+    """
+    found = np.arange(len(tokenizer))[:, None].repeat(6, 1)
+    for token in range(8, len(tokenizer)):
+        text = tokenizer.decode([token])
+        if text.isascii() and text.islower() and text.isalpha() and len(text) > 1:
+            forms = [text, text.capitalize(), text.upper()]
+            spelt = [tokenizer.encode(space + form) for space in ("", " ") for form in forms]
+            found[token] = [ids[0] if len(ids) == 1 else token for ids in spelt]
+        elif len(text) == 1 and text.isascii() and text.isprintable():
+            found[token, 3:] = tokenizer.encode(" " + text)[0]
+    return found
+
+
 def short_question(rng: Random, facts: Facts) -> tuple[str, str]:
     """Ask in few words about labelled numbers or rows of cards: question and answer."""
     kind, known = facts
@@ -82,26 +102,25 @@ def _about_labels(rng: Random, labels: list[tuple[str, int]]) -> tuple[str, str]
     row = rng.randrange(len(labels))
     label, number = labels[row]
     chance = rng.random()
-    if len(labels) > 1 and chance < 0.5:
+    if len(labels) > 1 and chance < 0.55:
         (a, x), (b, y) = rng.sample(labels, 2)
-        if chance < 0.12:
+        if chance < 0.1:
             return f"More, {a} or {b}?", a if x > y else b if y > x else "equal"
+        if chance < 0.45:
+            a, x, b, y = "upper", labels[0][1], "lower", labels[-1][1]
+        if chance < 0.25:
+            return f"Is {a} above {b}?", "yes" if x > y else "no" if x < y else "equal"
         low, high, same = rng.sample([*"+-#%&*<>=!?", symbol(rng), symbol(rng), "yes", "no", "equal"], 3)
-        answer = low if x < y else high if x > y else same
-        if chance < 0.2:
-            a, b, answer = "upper", "lower", low if labels[0][1] < labels[-1][1] else high
-            if labels[0][1] == labels[-1][1]:
-                answer = same
         forms = (
             f"{low} if {a} is below {b}, {high} if above, else {same}.",
             f"{a} less than {b}: {low}, more: {high}, equal: {same}.",
         )
-        return rng.choice(forms), answer
-    if chance < 0.65:
+        return rng.choice(forms), low if x < y else high if x > y else same
+    if chance < 0.68:
         names = {0: ["Upper?", "First?", "Top number?"], len(labels) - 1: ["Lower?", "Last?", "Bottom number?"]}
         if row in names:
             return rng.choice(names[row]), str(number)
-    if chance < 0.9:
+    if chance < 0.92:
         written = rng.choice([label, label.capitalize(), label.upper()])
         forms = (f"{written}?", f"{written}:", f"What number is after {written}?", f"Read {label}.")
         return rng.choice(forms), str(number)

@@ -17,7 +17,7 @@ __all__ = ["assemble", "build", "export"]
 
 GLYPH_STEPS = 2250
 VISION_STEPS = 3300
-LANGUAGE_STEPS = 4500
+LANGUAGE_STEPS = 3900
 POOL_CHUNKS = 10
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Idefics3ForConditionalGeneration
 
-from scripts.embedded_vlm.alignment import Facts, tile_tokens
+from scripts.embedded_vlm.alignment import Facts, spellings, tile_tokens
 from scripts.embedded_vlm.model import Average, encode_pictures, load_optimizers, make_optimizers, set_rate
 from scripts.embedded_vlm.pictures import Scene, make_scene
 from scripts.embedded_vlm.sequences import Batch, Sequences
@@ -103,7 +103,7 @@ def tile_loss(model: Idefics3ForConditionalGeneration, features: Tensor, tiles: 
         Mean over the named tiles.
     """
     named = (tiles >= 0).any(-1)
-    wanted = tiles[named].long()  # [n, 6]
+    wanted = tiles[named]  # [n, 6]
     seen = model.model.text_model.norm(model.model.connector.modality_projection(features[named]))
     scores = model.lm_head(seen).log_softmax(-1).gather(-1, wanted.clamp(min=0))
     valid = wanted >= 0
@@ -181,6 +181,7 @@ def train_language(
         average.values, average.steps = state["average"], start
         load_optimizers(optimizers, state["optimizers"])
     features, facts, tiles = load_pool(folder, pool)
+    alike = torch.tensor(spellings(tokenizer))
     data = Sequences(tokenizer, facts, 1000 * seed + start, steps, start)
     stream = iter(
         DataLoader(
@@ -197,7 +198,9 @@ def train_language(
         loss = nn.functional.cross_entropy(logits, targets)
         losses += float(loss.detach())
         if len(chosen):
-            naming = tile_loss(model, shown, tiles[chosen])
+            wanted = tiles[chosen].long()
+            wanted = torch.where(wanted < 0, -1, alike[wanted.clamp(min=0), torch.randint(6, wanted.shape)])
+            naming = tile_loss(model, shown, wanted)
             named += float(naming.detach())
             loss = loss + TILE_WEIGHT * naming
         if not torch.isfinite(loss):

@@ -41,9 +41,10 @@ LESSONS = (
     # Text alone first: copying is learned in minutes where every token of a batch practises it.
     Lesson(0.12, 0.0, 0.0, 0.0, 0.6, 0.0),
     # Few kinds of short questions, the tiles of pictures named meanwhile: what they show becomes words.
-    Lesson(0.4, 0.85, 1.0, 0.1, 0.2, 0.1),
-    # Then everything.
-    Lesson(1.0, 0.9, 0.3, 0.04, 0.35, 0.4),
+    Lesson(0.5, 0.85, 1.0, 0.1, 0.2, 0.1),
+    # Then everything, the short ones less and less.
+    Lesson(0.75, 0.9, 0.6, 0.04, 0.35, 0.4),
+    Lesson(1.0, 0.9, 0.35, 0.04, 0.35, 0.4),
 )
 
 

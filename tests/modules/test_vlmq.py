@@ -127,6 +127,23 @@ def test_nan_stops_the_fit_and_says_where(vlm: VLM, tmp_path: Path) -> None:
         _trainer(tmp_path, 5, callbacks=[TargetCriticEMA(), Poison()]).fit(VLMQ(vlm, **LR), _data(tmp_path))
 
 
+def test_rates_warm_up_then_fall_to_a_tenth(vlm: VLM) -> None:
+    module = VLMQ(vlm, lr=1e-3, critic_lr=2e-3, warmup_steps=2, critic_warmup_steps=4, decay_steps=10)
+    configured = module.configure_optimizers()
+    optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(13):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    # warm-up (step + 1) / warmup, decay 1 - .09 step, never below .1
+    assert rates[0] == pytest.approx([0.5e-3, 0.25 * 2e-3])
+    assert rates[1] == pytest.approx([0.91e-3, 0.5 * 0.91 * 2e-3])
+    assert rates[5] == pytest.approx([0.55e-3, 0.55 * 2e-3])
+    assert rates[10] == pytest.approx([0.1e-3, 0.1 * 2e-3])
+    assert rates[12] == pytest.approx([0.1e-3, 0.1 * 2e-3])
+
+
 def test_groups_have_their_own_rates_warmups_and_norms(vlm: VLM, tmp_path: Path) -> None:
     module = VLMQ(vlm, lr=1e-3, critic_lr=2e-3, warmup_steps=10, critic_warmup_steps=5)
     config = module.configure_optimizers()

@@ -12,10 +12,11 @@ import numpy as np
 
 from scripts.embedded_vlm.canvas import COLOUR_IDS, HEADS, KINDS, PATCHES
 from scripts.embedded_vlm.choices import symbol
+from scripts.embedded_vlm.looks import draw_number, spell
 from scripts.embedded_vlm.tables import card_value
-from scripts.embedded_vlm.words import PRINTABLE, WORDS
+from scripts.embedded_vlm.words import LABELS, PRINTABLE, WORDS
 
-__all__ = ["Facts", "short_question", "spellings", "suits_alignment", "tile_tokens"]
+__all__ = ["Facts", "number_question", "short_question", "spellings", "suits_alignment", "tile_tokens"]
 
 Facts = tuple[str, dict[str, Any]]
 """Kind of a picture and what is true of it."""
@@ -102,21 +103,12 @@ def _about_labels(rng: Random, labels: list[tuple[str, int]]) -> tuple[str, str]
     row = rng.randrange(len(labels))
     label, number = labels[row]
     chance = rng.random()
-    if len(labels) > 1 and chance < 0.55:
+    if len(labels) > 1 and chance < 0.6:
         (a, x), (b, y) = rng.sample(labels, 2)
-        if chance < 0.1:
-            return f"More, {a} or {b}?", a if x > y else b if y > x else "equal"
-        if chance < 0.45:
+        if chance < 0.5:
             a, x, b, y = "upper", labels[0][1], "lower", labels[-1][1]
-        if chance < 0.25:
-            return f"Is {a} above {b}?", "yes" if x > y else "no" if x < y else "equal"
-        low, high, same = rng.sample([*"+-#%&*<>=!?", symbol(rng), symbol(rng), "yes", "no", "equal"], 3)
-        forms = (
-            f"{low} if {a} is below {b}, {high} if above, else {same}.",
-            f"{a} less than {b}: {low}, more: {high}, equal: {same}.",
-        )
-        return rng.choice(forms), low if x < y else high if x > y else same
-    if chance < 0.68:
+        return _compare(rng, a, x, b, y)
+    if chance < 0.72:
         names = {0: ["Upper?", "First?", "Top number?"], len(labels) - 1: ["Lower?", "Last?", "Bottom number?"]}
         if row in names:
             return rng.choice(names[row]), str(number)
@@ -125,6 +117,43 @@ def _about_labels(rng: Random, labels: list[tuple[str, int]]) -> tuple[str, str]
         forms = (f"{written}?", f"{written}:", f"What number is after {written}?", f"Read {label}.")
         return rng.choice(forms), str(number)
     return "Read all.", ", ".join(f"{a} {x}" for a, x in labels)
+
+
+def number_question(rng: Random) -> tuple[str, str]:
+    """Compare two numbers given in words, bare or behind labels: question and answer."""
+    x, y = draw_number(rng), draw_number(rng)
+    if rng.random() < 0.15:
+        y = x
+    if rng.random() < 0.5:
+        return _compare(rng, str(x), x, str(y), y)
+    a, b = ("upper", "lower") if rng.random() < 0.4 else rng.sample(LABELS, 2)
+    text = f"{spell(rng, a)}: {x}{rng.choice(['. ', ', ', chr(10)])}{spell(rng, b)}: {y}. "
+    if rng.random() < 0.3:
+        return text + rng.choice([f"{a}?", f"Read {a}."]), str(x)
+    if rng.random() < 0.5:
+        a, x, b, y = b, y, a, x
+    question, answer = _compare(rng, a, x, b, y)
+    return text + question, answer
+
+
+def _compare(rng: Random, a: str, x: int, b: str, y: int) -> tuple[str, str]:
+    """Ask which of two named numbers is more, for a fixed answer or between signs given in the question."""
+    chance = rng.random()
+    sign = "<" if x < y else ">" if x > y else "="
+    if chance < 0.12:
+        return f"More, {a} or {b}?", a if x > y else b if y > x else "equal"
+    if chance < 0.28:
+        return f"Is {a} above {b}?", "yes" if x > y else "no" if x < y else "equal"
+    if chance < 0.42:
+        return f"Sign between {a} and {b}?", sign
+    if chance < 0.54:  # reading both in the reply first makes comparing a matter of text
+        return f"{a} and {b}, then the sign?", f"{x} {y} {sign}"
+    low, high, same = rng.sample([*"+-#%&*<>=!?", symbol(rng), symbol(rng), "yes", "no", "equal"], 3)
+    forms = (
+        f"{low} if {a} is below {b}, {high} if above, else {same}.",
+        f"{a} less than {b}: {low}, more: {high}, equal: {same}.",
+    )
+    return rng.choice(forms), low if x < y else high if x > y else same
 
 
 def _about_cards(rng: Random, rows: list[list[Any]]) -> tuple[str, str]:

@@ -17,7 +17,6 @@ __all__ = ["assemble", "build", "export"]
 
 GLYPH_STEPS = 2250
 VISION_STEPS = 3300
-LANGUAGE_STEPS = 3900
 POOL_CHUNKS = 10
 
 
@@ -90,5 +89,5 @@ def build(work: Path, output: Path, threads: int = 2) -> None:
     train_vision(work, VISION_STEPS)
     model, processor = assemble(work)
     make_pool(model, processor.tokenizer, work, POOL_CHUNKS, seed=1)
-    train_language(model, processor.tokenizer, work, LANGUAGE_STEPS)
+    train_language(model, processor.tokenizer, work)
     export(model, processor, output)

@@ -23,7 +23,7 @@ from transformers import Idefics3ForConditionalGeneration
 from scripts.embedded_vlm.alignment import Facts, spellings, tile_tokens
 from scripts.embedded_vlm.model import Average, encode_pictures, load_optimizers, make_optimizers, set_rate
 from scripts.embedded_vlm.pictures import Scene, make_scene
-from scripts.embedded_vlm.sequences import Batch, Sequences
+from scripts.embedded_vlm.sequences import LESSONS, Batch, Lesson, Sequences
 
 __all__ = ["answer_logits", "load_pool", "make_pool", "tile_loss", "train_language"]
 
@@ -155,7 +155,7 @@ def _score(batch: Batch, right: Tensor) -> dict[str, list[int]]:
 
 
 def train_language(
-    model: Idefics3ForConditionalGeneration, tokenizer: Any, folder: Path, steps: int, *,
+    model: Idefics3ForConditionalGeneration, tokenizer: Any, folder: Path, *, lessons: tuple[Lesson, ...] = LESSONS,
     rate: float = 1.5e-3, seed: int = 7, pool: int = 1,
 ) -> None:  # fmt: skip
     """Train connector and language model on questions about a pool of pictures; the model ends with averaged weights.
@@ -164,8 +164,8 @@ def train_language(
         model: Model with a trained tower; trained in place.
         tokenizer: Its tokenizer.
         folder: Working folder with the pool; ``language.pt`` is kept there and continued.
-        steps: Optimiser steps, divided by :data:`~scripts.embedded_vlm.sequences.LESSONS`.
-        rate: Peak learning rate.
+        lessons: What is practised when; the last one's end is the number of optimiser steps.
+        rate: Peak learning rate; it falls over the last quarter.
         seed: Seed of the questions.
         pool: Seed of the pool.
     """
@@ -173,7 +173,7 @@ def train_language(
     model.model.vision_model.requires_grad_(False)
     trained = nn.ModuleList([model.model.connector, model.model.text_model])
     average, optimizers = Average(trained), make_optimizers([(trained, rate)], muon_rate=1.0)
-    start, path = 0, folder / "language.pt"
+    start, steps, path = 0, lessons[-1].end, folder / "language.pt"
     if path.is_file():
         state = torch.load(path, weights_only=True)
         start = state["step"]
@@ -182,7 +182,7 @@ def train_language(
         load_optimizers(optimizers, state["optimizers"])
     features, facts, tiles = load_pool(folder, pool)
     alike = torch.tensor(spellings(tokenizer))
-    data = Sequences(tokenizer, facts, 1000 * seed + start, steps, start)
+    data = Sequences(tokenizer, facts, 1000 * seed + start, lessons, start)
     stream = iter(
         DataLoader(
             data, batch_size=None, num_workers=1, prefetch_factor=8, worker_init_fn=lambda _: os.nice(5) and None
@@ -191,7 +191,7 @@ def train_language(
     clock, losses, named, tally = time.time(), 0.0, 0.0, defaultdict(lambda: [0, 0])
     for step in range(start, steps):
         sample: Batch = next(stream)
-        set_rate(optimizers, step, steps, 50)
+        set_rate(optimizers, step, steps, 50, flat=0.75)
         chosen = sample.pictures[sample.pictures >= 0]
         shown = features[chosen].float()
         logits, targets = answer_logits(model, sample, shown)

@@ -1,5 +1,6 @@
 """The embedded model's shape: an Idefics3 of three million parameters, and the helpers that train it."""
 
+import math
 from typing import Any
 
 import torch
@@ -104,12 +105,13 @@ def make_optimizers(
     return found
 
 
-def set_rate(optimizers: list[torch.optim.Optimizer], step: int, steps: int, warm_up: int = 100) -> float:
-    """Linear warm-up, then cosine to 2 % of the peak; returns the factor."""
-    progress = min(1.0, max(0.0, (step - warm_up) / max(1, steps - warm_up)))
-    factor = min(1.0, (step + 1) / warm_up) * (
-        0.02 + 0.98 * 0.5 * (1 + float(torch.cos(torch.tensor(progress * torch.pi))))
-    )
+def set_rate(
+    optimizers: list[torch.optim.Optimizer], step: int, steps: int, warm_up: int = 100, flat: float = 0.0
+) -> float:
+    """Linear warm-up, the peak until a share ``flat`` of the steps, then cosine to 2 % of it; returns the factor."""
+    start = max(warm_up, int(flat * steps))
+    progress = min(1.0, max(0.0, (step - start) / max(1, steps - start)))
+    factor = min(1.0, (step + 1) / warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(progress * math.pi)))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from scripts.embedded_vlm.alignment import Facts, short_question, suits_alignment
+from scripts.embedded_vlm.alignment import Facts, number_question, short_question, suits_alignment
 from scripts.embedded_vlm.conversations import FORBIDDEN, dress, filler, make_turn
 from scripts.embedded_vlm.model import IMAGE_TOKENS
 from scripts.embedded_vlm.questions import describe
@@ -21,30 +21,34 @@ class Lesson(NamedTuple):
     """What a part of the language stage practises.
 
     Attributes:
-        end: Share of the steps at which it ends.
+        end: Step at which it ends.
         pictured: Share of sequences with a picture.
         short: Share of questions that are short ones about labelled numbers and cards.
         describing: Share of questions that ask for everything in the picture.
         copying: Share of turns that copy, alone or in the same reply as an answer.
         wordy: Share of turns with sentences around the question.
+        numbers: Share of turns without picture that compare numbers given in words.
     """
 
-    end: float
+    end: int
     pictured: float
     short: float
     describing: float
     copying: float
     wordy: float
+    numbers: float
 
 
 LESSONS = (
     # Text alone first: copying is learned in minutes where every token of a batch practises it.
-    Lesson(0.12, 0.0, 0.0, 0.0, 0.6, 0.0),
+    Lesson(470, 0.0, 0.0, 0.0, 0.6, 0.0, 0.1),
+    # Comparing numbers and choosing between signs: not learned from pictures alone in thousands of steps.
+    Lesson(800, 0.0, 0.0, 0.0, 0.2, 0.0, 0.8),
     # Few kinds of short questions, the tiles of pictures named meanwhile: what they show becomes words.
-    Lesson(0.5, 0.85, 1.0, 0.1, 0.2, 0.1),
+    Lesson(2300, 0.85, 1.0, 0.1, 0.2, 0.1, 0.5),
     # Then everything, the short ones less and less.
-    Lesson(0.75, 0.9, 0.6, 0.04, 0.35, 0.4),
-    Lesson(1.0, 0.9, 0.35, 0.04, 0.35, 0.4),
+    Lesson(3200, 0.9, 0.6, 0.04, 0.35, 0.4, 0.3),
+    Lesson(4500, 0.9, 0.35, 0.04, 0.35, 0.4, 0.3),
 )
 
 
@@ -116,16 +120,23 @@ class Sequences(IterableDataset[Any]):
         tokenizer: The model's tokenizer.
         facts: Kind and facts of each picture of the pool.
         seed: Seed of the stream.
-        steps: Batches of the whole stage, which :data:`LESSONS` divide.
+        lessons: What is practised when.
         first: Batches that were drawn before.
         turns: Turns a sequence.
         batch: Sequences a batch.
     """
 
     def __init__(
-        self, tokenizer: Any, facts: list[Facts], seed: int, steps: int, first: int = 0, turns: int = 8, batch: int = 16
+        self,
+        tokenizer: Any,
+        facts: list[Facts],
+        seed: int,
+        lessons: tuple[Lesson, ...] = LESSONS,
+        first: int = 0,
+        turns: int = 8,
+        batch: int = 16,
     ) -> None:
-        self.tokenizer, self.facts, self.seed, self.steps, self.first = tokenizer, facts, seed, steps, first
+        self.tokenizer, self.facts, self.seed, self.lessons, self.first = tokenizer, facts, seed, lessons, first
         self.turns, self.batch = turns, batch
         self.aligned = [index for index, known in enumerate(facts) if suits_alignment(known)]
 
@@ -133,7 +144,7 @@ class Sequences(IterableDataset[Any]):
         """Draw batches for ever."""
         rng = Random(self.seed)
         for drawn in itertools.count(self.first):
-            lesson = next((entry for entry in LESSONS if drawn < entry.end * self.steps), LESSONS[-1])
+            lesson = next((entry for entry in self.lessons if drawn < entry.end), self.lessons[-1])
             yield collate([self._sequence(rng, lesson) for _ in range(self.batch)], self.tokenizer.pad_token_id)
 
     def _sequence(
@@ -163,7 +174,11 @@ class Sequences(IterableDataset[Any]):
         )
         kinds: list[str] = []
         for turn in range(1, count + 1):
-            if picture < 0 and rng.random() < 0.6:
+            if picture < 0 and rng.random() < lesson.numbers:
+                question, text = number_question(rng)
+                message, kind = self.tokenizer.encode(question), "numbers"
+                reply = [*self.tokenizer.encode(text), eos]
+            elif picture < 0 and rng.random() < 0.6:
                 message, reply, kind = _drill(rng, self.tokenizer)
             elif facts and rng.random() < lesson.describing:
                 question, text = describe(rng, *facts)

@@ -288,7 +288,7 @@ class VLMQ(L.LightningModule):
     # -- optimisation ---------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """One optimiser with a group each for the VLM and the critic, each with its linear warm-up, both with one decay."""
+        """One optimiser with a group each for the VLM and the critic, own warm-ups, one decay."""
         hp = self.hparams
         groups = [
             Group("vlm", list(self.vlm.parameters()), hp["lr"], hp["warmup_steps"]),

@@ -77,6 +77,22 @@ def _compare(rng: Random, largest: int, signs: bool) -> Case:
     return image, f"Is {a} more than {b}?", "yes" if x > y else "no"
 
 
+def _place(rng: Random, row: int) -> Case:
+    image, labels = _labels(rng, 99, 2)
+    return image, ("Upper?", "Lower?")[row], str(labels[-row][1])
+
+
+def _seen(rng: Random) -> Case:
+    image, labels = _labels(rng, 99, 2)
+    x, y = labels[0][1], labels[-1][1]
+    return image, "+ if upper is below lower, - if above, else =.", "+" if x < y else "-" if x > y else "="
+
+
+def _told(rng: Random) -> Case:
+    a, b = rng.randint(0, 9), rng.randint(0, 9)
+    return None, f"Is {a} more than {b}?", "yes" if a > b else "no"
+
+
 def _board(rng: Random, mode: str) -> Case:
     image, a, b = number_board(rng)
     if mode == "read":
@@ -154,6 +170,10 @@ def _joined(rng: Random, wordy: float) -> Case:
 
 
 ROWS: dict[str, Callable[[Random], Case]] = {
+    "number by its place: upper": lambda rng: _place(rng, 0),
+    "number by its place: lower": lambda rng: _place(rng, 1),
+    "upper and lower number compared, three signs": _seen,
+    "two numbers in words compared, yes or no": _told,
     "labelled number, 0-9": lambda rng: _number(rng, 9),
     "labelled number, 0-99": lambda rng: _number(rng, 99),
     "two labels compared, 0-9, yes or no": lambda rng: _compare(rng, 9, False),

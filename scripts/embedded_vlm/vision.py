@@ -70,7 +70,7 @@ class Classifier(nn.Module):
             embeddings, count = self.vision.embeddings, PATCHES // window
             hidden = embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
             hidden = hidden + embeddings.position_embedding.weight
-            order = torch.arange(PATCHES**2).view(PATCHES, PATCHES).roll(corner, (0, 1))
+            order = torch.arange(PATCHES**2).view(PATCHES, PATCHES).roll((-corner[0], -corner[1]), (0, 1))
             order = order.view(count, window, count, window).transpose(1, 2).flatten()  # window by window
             windows = hidden[:, order].reshape(-1, window**2, hidden.shape[-1])
             windows = self.vision.encoder(inputs_embeds=windows, attention_mask=None).last_hidden_state

@@ -136,7 +136,7 @@ def test_tiles_are_named_by_what_they_show(processor):
 
 
 def test_answers_as_text(model, processor):
-    # This version's answers about pictures are near chance (README.md of the folder): only the way is tested.
+    # This version mostly picks one of the two numbers (README.md of the folder): only the way is tested.
     cases = [ROWS["Target/Current board: number"](Random(seed)) for seed in range(2)]
     replies = answer(model, processor, cases, longest=4)
     assert len(replies) == 2

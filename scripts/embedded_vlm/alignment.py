@@ -5,6 +5,7 @@ With all kinds of questions at once the language model stays at chance for its f
 it reads within some hundred. Everything else comes after.
 """
 
+import functools
 from random import Random
 from typing import Any
 
@@ -52,25 +53,21 @@ def tile_tokens(labels: np.ndarray, tokenizer: Any) -> np.ndarray:
     return np.concatenate([names["char"][tiles["char"]], thing[:, None], other[:, None]], 1).astype(np.int16)
 
 
-_NAMES: dict[int, dict[str, np.ndarray]] = {}
-
-
+@functools.cache
 def _names(tokenizer: Any) -> dict[str, np.ndarray]:
     """First token of each class's name, by head; -1 where none is wanted."""
-    if id(tokenizer) not in _NAMES:
-        texts = {
-            "char": list(PRINTABLE),
-            "word": list(WORDS),
-            # text says itself what it is; of "door_open" the state counts
-            "kind": ["" if kind == "text" else kind.split("_")[-1] for kind in KINDS],
-            "colour": ["" if name == "black" else name for name in COLOUR_IDS],
-            "line": [str(number) if number < 10 else "" for number in range(100)],
-        }
-        _NAMES[id(tokenizer)] = {
-            head: np.array([-1] + [tokenizer.encode(name)[0] if name else -1 for name in names])
-            for head, names in texts.items()
-        }
-    return _NAMES[id(tokenizer)]
+    texts = {
+        "char": list(PRINTABLE),
+        "word": list(WORDS),
+        # text says itself what it is; of "door_open" the state counts
+        "kind": ["" if kind == "text" else kind.split("_")[-1] for kind in KINDS],
+        "colour": ["" if name == "black" else name for name in COLOUR_IDS],
+        "line": [str(number) if number < 10 else "" for number in range(100)],
+    }
+    return {
+        head: np.array([-1] + [tokenizer.encode(name)[0] if name else -1 for name in names])
+        for head, names in texts.items()
+    }
 
 
 def spellings(tokenizer: Any) -> np.ndarray:

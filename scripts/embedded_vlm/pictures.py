@@ -35,7 +35,7 @@ WHOLE_SHARES = {
     "shapes": 0.02,
     "widgets": 0.03,
 }
-"""Its end: more and more of the pictures that questions are asked about."""
+"""Its end: mostly pictures of the kinds that questions are asked about."""
 
 
 @dataclass(slots=True)

@@ -13,8 +13,9 @@ from scripts.embedded_vlm.canvas import Canvas, load_font
 from scripts.embedded_vlm.conversations import FORBIDDEN, corpus, make_turn, random_string
 from scripts.embedded_vlm.evaluate import ROWS, answer
 from scripts.embedded_vlm.pictures import SHARES, make_scene
-from scripts.embedded_vlm.sequences import turn_tokens
+from scripts.embedded_vlm.sequences import Lesson, turn_tokens
 from scripts.embedded_vlm.vision import Classifier
+from scripts.embedded_vlm.words import WORDS
 
 FOLDER = Path(__file__).parents[1] / "lightning_vlmq" / "embedded"
 
@@ -34,8 +35,8 @@ def test_folder_is_small():
 
 
 def test_parameter_count(model):
-    # 1,401,440 tower + 102,400 connector + 1,271,040 language layers + 160 last norm + 245,760 tied embeddings
-    assert sum(parameter.numel() for parameter in model.parameters()) == 3_020_800
+    # 1,401,440 tower + 102,400 connector + 1,271,040 language layers + 160 last norm + 491,520 tied embeddings
+    assert sum(parameter.numel() for parameter in model.parameters()) == 3_266_560
 
 
 def test_special_tokens(processor):
@@ -63,6 +64,13 @@ def test_digits_and_signs_are_single_tokens(processor):
     assert tokenizer.tokenize("[12] (+ -") == ["[", "1", "2", "]", "Ġ(", "+", "Ġ-"]
 
 
+def test_words_of_pictures_are_single_tokens(processor):
+    # A question and the tile that it asks for share a token, wherever the word stands in a sentence.
+    tokenizer = processor.tokenizer
+    spelt = [space + form for word in WORDS for form in (word, word.capitalize()) for space in ("", " ")]
+    assert [text for text in spelt if len(tokenizer.encode(text)) != 1] == []
+
+
 def test_tokenizer_round_trip(processor):
     tokenizer, rng = processor.tokenizer, Random(5)
     texts = [random_string(rng) for _ in range(2000)]
@@ -83,7 +91,7 @@ def test_random_strings_hold_no_special_token(processor):
 def test_raw_copies_hold_no_special_token(processor):
     rng = Random(9)
     for _ in range(2000):
-        message, reply, _ = turn_tokens(rng, processor.tokenizer, None, copying=1.0, wordy=0.5)
+        message, reply, _ = turn_tokens(rng, processor.tokenizer, None, Lesson(1, 0.0, 0.0, 0.0, 0.0, 1.0, 0.5, 0.0))
         assert min(message) >= 8
         assert min(reply[:-1]) >= 8
         assert reply[-1] == processor.tokenizer.eos_token_id

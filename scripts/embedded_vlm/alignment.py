@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lightning_vlmq.envs.cards import RANKS
 from scripts.embedded_vlm.canvas import COLOUR_IDS, HEADS, KINDS, PATCHES
 from scripts.embedded_vlm.choices import symbol
 from scripts.embedded_vlm.looks import draw_number, spell
@@ -90,10 +91,63 @@ def spellings(tokenizer: Any) -> np.ndarray:
     return found
 
 
-def short_question(rng: Random, facts: Facts) -> tuple[str, str]:
-    """Ask in few words about labelled numbers or rows of cards: question and answer."""
+def short_question(rng: Random, facts: Facts, simple: float = 0.0) -> tuple[str, str]:
+    """Ask in few words about labelled numbers or rows of cards: question and answer.
+
+    Args:
+        rng: Source of randomness.
+        facts: A picture that :func:`suits_alignment`.
+        simple: Share of questions in the fewest forms; what is asked in many forms at once is not learned.
+    """
     kind, known = facts
-    return _about_labels(rng, known["labels"]) if kind == "labels" else _about_cards(rng, known["rows"])
+    easy = rng.random() < simple
+    if kind == "labels":
+        return (_few_about_labels if easy else _about_labels)(rng, known["labels"])
+    return (_few_about_cards if easy else _about_cards)(rng, known["rows"])
+
+
+def _few_about_labels(rng: Random, labels: list[tuple[str, int]]) -> tuple[str, str]:
+    chance = rng.random()
+    if len(labels) < 2 or chance < 0.28:
+        label, number = rng.choice(labels)
+        return f"{rng.choice([label, label.capitalize()])}?", str(number)
+    (_, x), (_, y) = labels[0], labels[-1]
+    if chance < 0.4:
+        return rng.choice([("Upper?", str(x)), ("Lower?", str(y))])
+    if chance < 0.6:
+        return "Sign between upper and lower?", _sign(x, y)
+    if chance < 0.78:
+        return "upper and lower, then the sign?", f"{x} {y} {_sign(x, y)}"
+    if chance < 0.92:
+        return "Is upper above lower?", "yes" if x > y else "no" if x < y else "equal"
+    (a, x), (b, y) = rng.sample(labels, 2)
+    return f"{a} and {b}, then the sign?", f"{x} {y} {_sign(x, y)}"
+
+
+def _few_about_cards(rng: Random, rows: list[list[Any]]) -> tuple[str, str]:
+    name, ranks = _row(rng, rows)
+    return _row_or_total(rng, name, ranks)
+
+
+def _row(rng: Random, rows: list[list[Any]]) -> tuple[str, list[str]]:
+    which = rng.randrange(len(rows))
+    name = "Lower" if which else "Upper" if len(rows) > 1 else "Cards"
+    return name, [card[0] if card else "back" for card in rows[which]]
+
+
+def _row_or_total(rng: Random, name: str, ranks: list[str]) -> tuple[str, str]:
+    """Ask for the cards, their total, or both: adding what the reply has just read is a matter of text."""
+    cards, total = " ".join(ranks), str(sum(card_value(rank) for rank in ranks if rank != "back"))
+    chance = rng.random()
+    if chance < 0.35:
+        return f"{name} row?", cards
+    if chance < 0.75:
+        return f"{name} total?", total
+    return f"{name} row, then the total?", f"{cards} = {total}"
+
+
+def _sign(x: int, y: int) -> str:
+    return "<" if x < y else ">" if x > y else "="
 
 
 def _about_labels(rng: Random, labels: list[tuple[str, int]]) -> tuple[str, str]:
@@ -117,18 +171,24 @@ def _about_labels(rng: Random, labels: list[tuple[str, int]]) -> tuple[str, str]
 
 
 def number_question(rng: Random) -> tuple[str, str]:
-    """Compare two numbers given in words, bare or behind labels: question and answer."""
+    """Compare two numbers given in words, bare or behind labels, or add cards: question and answer."""
+    if rng.random() < 0.25:
+        ranks = [rng.choice(RANKS) for _ in range(rng.choice([1, 2, 2, 2, 3, 3, 4, 5]))]
+        name = rng.choice(["Upper", "Lower", "Cards"])
+        question, answer = _row_or_total(rng, name, ranks)
+        return f"{name} row: {' '.join(ranks)}. {question}", answer
     x, y = draw_number(rng), draw_number(rng)
     if rng.random() < 0.15:
         y = x
     if rng.random() < 0.5:
         return _compare(rng, str(x), x, str(y), y)
-    a, b = ("upper", "lower") if rng.random() < 0.4 else rng.sample(LABELS, 2)
-    text = f"{spell(rng, a)}: {x}{rng.choice(['. ', ', ', chr(10)])}{spell(rng, b)}: {y}. "
-    if rng.random() < 0.3:
-        return text + rng.choice([f"{a}?", f"Read {a}."]), str(x)
+    a, b = ("upper", "lower") if rng.random() < 0.3 else rng.sample(LABELS, 2)
+    shown = (a, b) if rng.random() < 0.4 else (spell(rng, a), spell(rng, b))
+    text = f"{shown[0]}: {x}{rng.choice(['. ', ', ', chr(10)])}{shown[1]}: {y}. "
     if rng.random() < 0.5:
         a, x, b, y = b, y, a, x
+    if rng.random() < 0.4:
+        return text + rng.choice([f"{a}?", f"{a.capitalize()}?", f"Read {a}."]), str(x)
     question, answer = _compare(rng, a, x, b, y)
     return text + question, answer
 
@@ -136,14 +196,14 @@ def number_question(rng: Random) -> tuple[str, str]:
 def _compare(rng: Random, a: str, x: int, b: str, y: int) -> tuple[str, str]:
     """Ask which of two named numbers is more, for a fixed answer or between signs given in the question."""
     chance = rng.random()
-    sign = "<" if x < y else ">" if x > y else "="
-    if chance < 0.12:
+    sign = _sign(x, y)
+    if chance < 0.06:
         return f"More, {a} or {b}?", a if x > y else b if y > x else "equal"
-    if chance < 0.28:
+    if chance < 0.16:
         return f"Is {a} above {b}?", "yes" if x > y else "no" if x < y else "equal"
-    if chance < 0.42:
+    if chance < 0.26:
         return f"Sign between {a} and {b}?", sign
-    if chance < 0.54:  # reading both in the reply first makes comparing a matter of text
+    if chance < 0.36:  # reading both in the reply first makes comparing a matter of text
         return f"{a} and {b}, then the sign?", f"{x} {y} {sign}"
     low, high, same = rng.sample([*"+-#%&*<>=!?", symbol(rng), symbol(rng), "yes", "no", "equal"], 3)
     forms = (
@@ -154,15 +214,10 @@ def _compare(rng: Random, a: str, x: int, b: str, y: int) -> tuple[str, str]:
 
 
 def _about_cards(rng: Random, rows: list[list[Any]]) -> tuple[str, str]:
-    which = rng.randrange(len(rows))
-    name = "Lower" if which else "Upper" if len(rows) > 1 else "Cards"
-    ranks = [card[0] if card else "back" for card in rows[which]]
-    chance = rng.random()
-    if chance < 0.5:
-        return f"{name} row?", " ".join(ranks)
+    name, ranks = _row(rng, rows)
+    if rng.random() < 0.7:
+        return _row_or_total(rng, name, ranks)
     total = sum(card_value(rank) for rank in ranks if rank != "back")
-    if chance < 0.75:
-        return f"{name} total?", str(total)
     limit = max(2, total + rng.choice([-4, -3, -2, -1, 0, 1, 2, 3, 4]))
     low, high = rng.sample([*"+-#%&*<>=!?", symbol(rng), symbol(rng), "yes", "no"], 2)
     return f"{name} total: {low} if below {limit}, else {high}.", low if total < limit else high

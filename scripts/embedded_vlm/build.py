@@ -15,9 +15,8 @@ from scripts.embedded_vlm.vision import Classifier, train_vision
 
 __all__ = ["assemble", "build", "export"]
 
-GLYPH_STEPS = 2250
 VISION_STEPS = 3300
-POOL_CHUNKS = 10
+POOL_CHUNKS = 20
 
 
 def _processor(work: Path) -> Idefics3Processor:

@@ -233,7 +233,7 @@ def corpus(rng: Random, lines: int) -> list[str]:
         question, answer, _ = make_turn(rng, rng.choices(scenes, [6, 2, 4, 1, 2, 1])[0], 0.3, 0.7)
         found += [question, answer, symbol(rng)]
     for word in _ALL:
-        found += [f"{word}, {word} {word}. {word.capitalize()} {word}"] * 12 + [word] * 10
+        found += [f"{word}, {word} {word}. {word.capitalize()} {word}"] * 12 + [word, word.capitalize()] * 10
     for word in FREQUENT:
         found += [word, f" {word}", word.capitalize(), f"({word})", f"the {word} {word}"] * 150
     for number in range(10):

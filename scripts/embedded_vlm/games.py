@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightning_vlmq.envs import AgentEnv, Blackjack, NumberLine
 from lightning_vlmq.envs.exact import numberline_pairs
+from scripts.embedded_vlm.tables import card_value
 
 __all__ = ["read_games"]
 
@@ -43,13 +44,17 @@ def read_games(folder: Path, count: int = 60, seed: int = 0) -> dict[str, float]
     questions = {}
     for name, shown in boards.items():
         signs = ["+" if start < target else "-" for start, target in pairs]
+        order = [">" if start < target else "<" for start, target in pairs]  # the target stands above
         questions |= {
             f"{name}, Target?": (shown, "Target?", [str(target) for _, target in pairs]),
             f"{name}, Current?": (shown, "Current?", [str(start) for start, _ in pairs]),
+            f"{name}, upper number?": (shown, "Upper?", [str(target) for _, target in pairs]),
+            f"{name}, sign between?": (shown, "Sign between upper and lower?", order),
             f"{name}, which is more?": (shown, _COMPARE, signs),
         }
     questions |= {
         "Blackjack, Lower row?": (tables, "Lower row?", [" ".join(deal[:2]) for deal in deals]),
+        "Blackjack, Lower total?": (tables, "Lower total?", [str(sum(map(card_value, deal[:2]))) for deal in deals]),
         "Blackjack, Upper row?": (tables, "Upper row?", [f"{deal[2]} back" for deal in deals]),
     }
     shares = {}

@@ -12,7 +12,7 @@ from scripts.embedded_vlm.model import CONTEXT, IMAGE_TOKENS
 
 __all__ = ["CHAT_TEMPLATE", "EOS", "VOCABULARY", "make_processor"]
 
-VOCABULARY = 1536
+VOCABULARY = 3072
 """Number of tokens."""
 
 EOS = "<end_of_utterance>"

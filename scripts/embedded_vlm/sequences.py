@@ -24,6 +24,7 @@ class Lesson(NamedTuple):
         end: Step at which it ends.
         pictured: Share of sequences with a picture.
         short: Share of questions that are short ones about labelled numbers and cards.
+        simple: Share of these in the fewest forms.
         describing: Share of questions that ask for everything in the picture.
         copying: Share of turns that copy, alone or in the same reply as an answer.
         wordy: Share of turns with sentences around the question.
@@ -33,6 +34,7 @@ class Lesson(NamedTuple):
     end: int
     pictured: float
     short: float
+    simple: float
     describing: float
     copying: float
     wordy: float
@@ -41,14 +43,15 @@ class Lesson(NamedTuple):
 
 LESSONS = (
     # Text alone first: copying is learned in minutes where every token of a batch practises it.
-    Lesson(470, 0.0, 0.0, 0.0, 0.6, 0.0, 0.1),
-    # Comparing numbers and choosing between signs: not learned from pictures alone in thousands of steps.
-    Lesson(800, 0.0, 0.0, 0.0, 0.2, 0.0, 0.8),
-    # Few kinds of short questions, the tiles of pictures named meanwhile: what they show becomes words.
-    Lesson(2300, 0.85, 1.0, 0.1, 0.2, 0.1, 0.5),
-    # Then everything, the short ones less and less.
-    Lesson(3200, 0.9, 0.6, 0.04, 0.35, 0.4, 0.3),
-    Lesson(4500, 0.9, 0.35, 0.04, 0.35, 0.4, 0.3),
+    Lesson(450, 0.0, 0.0, 0.0, 0.0, 0.6, 0.0, 0.1),
+    # Comparing and adding numbers in words: not learned from pictures alone in thousands of steps.
+    Lesson(800, 0.0, 0.0, 0.0, 0.0, 0.2, 0.0, 0.8),
+    # The fewest questions about pictures, their tiles named meanwhile: what tiles show becomes words.
+    Lesson(1900, 0.9, 1.0, 1.0, 0.03, 0.1, 0.0, 0.6),
+    Lesson(4000, 0.7, 1.0, 1.0, 0.03, 0.1, 0.0, 0.85),
+    # The same in many forms and among sentences, then everything.
+    Lesson(5500, 0.75, 1.0, 0.6, 0.04, 0.3, 0.2, 0.85),
+    Lesson(8000, 0.85, 0.75, 0.2, 0.04, 0.35, 0.4, 0.5),
 )
 
 
@@ -73,14 +76,14 @@ class Batch(NamedTuple):
 
 
 def turn_tokens(
-    rng: Random, tokenizer: Any, facts: Facts | None, copying: float, wordy: float, short: float = 0.0
+    rng: Random, tokenizer: Any, facts: Facts | None, lesson: Lesson
 ) -> tuple[list[int], list[int], str]:
     """Make a turn as tokens: message, reply with stop token, kind.
 
     Some turns copy raw token ids, so that every token of the vocabulary is practised as output, also those that no
     text is split into.
     """
-    if rng.random() < 0.2 * copying:
+    if rng.random() < 0.2 * lesson.copying:
         ids: list[int] = []
         while not ids or FORBIDDEN in tokenizer.decode(ids):
             ids = [rng.randrange(8, len(tokenizer)) for _ in range(rng.choice([1, 1, 2, 3, 4, 6]))]
@@ -94,12 +97,12 @@ def turn_tokens(
         return message, [*ids, *answer, tokenizer.eos_token_id], "ids"
     kind = "plain" if facts is None else facts[0]
     asked = None
-    if facts and suits_alignment(facts) and rng.random() < short:
-        asked, kind = short_question(rng, facts), f"short {kind}"
-    question, text, copies = make_turn(rng, facts, copying, 0.0, asked)
+    if facts and suits_alignment(facts) and rng.random() < lesson.short:
+        asked, kind = short_question(rng, facts, lesson.simple), f"short {kind}"
+    question, text, copies = make_turn(rng, facts, lesson.copying, 0.0, asked)
     if copies:
         kind = "copy" if text == copies[0] else f"copy+{kind}"
-    if rng.random() < wordy:
+    if rng.random() < lesson.wordy:
         question = dress(rng, question)
     return tokenizer.encode(question), [*tokenizer.encode(text), tokenizer.eos_token_id], kind
 
@@ -185,9 +188,7 @@ class Sequences(IterableDataset[Any]):
                 message, kind = self.tokenizer.encode(question), f"all {facts[0]}"
                 reply = [*self.tokenizer.encode(text), eos]
             else:
-                message, reply, kind = turn_tokens(
-                    rng, self.tokenizer, facts, lesson.copying, lesson.wordy, lesson.short
-                )
+                message, reply, kind = turn_tokens(rng, self.tokenizer, facts, lesson)
             head = [] if picture >= 0 and not image_last and (turn == 1 or not chained) else [user]
             body = [*head, *message, *(block if image_last else []), eos, assistant]
             start = positions[-1] + 1 if chained and positions else len(prefix)

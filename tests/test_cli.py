@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,25 @@ def test_a_run_is_resumed(run: Path, small_config: Path) -> None:
     assert json.loads((run / "results.json").read_text())["steps"] == 3
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 3
+
+
+def test_a_killed_run_goes_on_from_its_last_epoch(tmp_path: Path, small_config: Path) -> None:
+    # the score stays at 0: the last checkpoint is written all the same, not only where the best one is
+    arguments = ["fit", f"--config={small_config}", f"--folder={tmp_path}", *SMALL]
+    command = [sys.executable, "-c", "from lightning_vlmq.cli import main; main()", *arguments]
+    path, step, deadline = tmp_path / "checkpoints" / "last.ckpt", 0, time.monotonic() + 200
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([*command, "--trainer.max_steps=1000"], stdout=log, stderr=log)
+        while step < 6 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+            step = torch.load(path, weights_only=True)["global_step"] if path.is_file() else 0
+        process.kill()
+        process.wait()
+    assert step >= 6, (tmp_path / "log").read_text()
+    step = torch.load(path, weights_only=True)["global_step"]
+    done = vlmq(*arguments, "--ckpt_path=last", f"--trainer.max_steps={step + 1}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "results.json").read_text())["steps"] == step + 1
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path, small_config: Path) -> None:

@@ -65,7 +65,8 @@ class VLMQ(L.LightningModule):
         in_turn_discount: Discount per token inside a turn; ``null`` takes gamma.
         trace: lambda of the tree backup inside a turn; 0 is the paper's one-step target.
         top_k: Expectations under pi run over its ``top_k`` likeliest tokens; ``null`` takes the vocabulary.
-        min_probability: Tokens below this probability are left out of the expectation (with ``top_k``).
+        min_probability: Tokens below this probability are left out of the expectation (with ``top_k``). Small values
+            let tokens count that no data trains; the stop token can then be filtered out (docs/results.md).
         policy_temperature: Temperature of pi in expectations.
         popart_step: Step size of PopArt's statistics.
         popart_init: Initial second moment of PopArt; ``null`` switches normalisation off.
@@ -98,7 +99,7 @@ class VLMQ(L.LightningModule):
         in_turn_discount: float | None = None,
         trace: float = 1.0,
         top_k: int | None = 8,
-        min_probability: float = 0.02,
+        min_probability: float = 0.1,
         policy_temperature: float = 1.0,
         popart_step: float = 5e-4,
         popart_init: float | None = 100.0,

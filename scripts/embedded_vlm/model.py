@@ -1,4 +1,4 @@
-"""The embedded model's shape: an Idefics3 of three million parameters, and the helpers that train it."""
+"""The embedded model's shape: an Idefics3 of a little over three million parameters, and the helpers that train it."""
 
 import math
 from typing import Any

@@ -76,9 +76,7 @@ class Batch(NamedTuple):
     kinds: list[list[str]]
 
 
-def turn_tokens(
-    rng: Random, tokenizer: Any, facts: Facts | None, lesson: Lesson
-) -> tuple[list[int], list[int], str]:
+def turn_tokens(rng: Random, tokenizer: Any, facts: Facts | None, lesson: Lesson) -> tuple[list[int], list[int], str]:
     """Make a turn as tokens: message, reply with stop token, kind.
 
     Some turns copy raw token ids, so that every token of the vocabulary is practised as output, also those that no

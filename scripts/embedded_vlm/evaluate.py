@@ -88,6 +88,12 @@ def _seen(rng: Random) -> Case:
     return image, "+ if upper is below lower, - if above, else =.", "+" if x < y else "-" if x > y else "="
 
 
+def _sign(rng: Random) -> Case:
+    image, labels = _labels(rng, 99, 2)
+    x, y = labels[0][1], labels[-1][1]
+    return image, "Sign between upper and lower?", "<" if x < y else ">" if x > y else "="
+
+
 def _told(rng: Random) -> Case:
     a, b = rng.randint(0, 9), rng.randint(0, 9)
     return None, f"Is {a} more than {b}?", "yes" if a > b else "no"
@@ -172,7 +178,7 @@ def _joined(rng: Random, wordy: float) -> Case:
 ROWS: dict[str, Callable[[Random], Case]] = {
     "number by its place: upper": lambda rng: _place(rng, 0),
     "number by its place: lower": lambda rng: _place(rng, 1),
-    "upper and lower number compared, three signs": _seen,
+    "upper and lower number compared, three given signs": _seen,
     "two numbers in words compared, yes or no": _told,
     "labelled number, 0-9": lambda rng: _number(rng, 9),
     "labelled number, 0-99": lambda rng: _number(rng, 99),
@@ -195,6 +201,7 @@ ROWS: dict[str, Callable[[Random], Case]] = {
     "copy": _copy,
     "copy and read": lambda rng: _joined(rng, 0.0),
     "copy and read in a long prompt": lambda rng: _joined(rng, 1.0),
+    "upper and lower number compared, <, > or =": _sign,
 }
 """Rows of the table."""
 

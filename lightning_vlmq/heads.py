@@ -40,8 +40,8 @@ class TokenCritic(nn.Module):
 class MLPCritic(TokenCritic):
     """The paper's critic: an MLP from D to V.
 
-    The output layer starts near zero, so that tokens that are never trained sit at the normalised mean, not at random
-    values.
+    The output layer starts near zero, so that tokens that are never trained start at the normalised mean, not at random
+    values. They keep that value: PopArt preserves it when the mean moves, which is why expectations leave rare tokens out.
 
     Args:
         hidden_size: D.

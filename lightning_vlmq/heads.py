@@ -41,7 +41,7 @@ class MLPCritic(TokenCritic):
     """The paper's critic: an MLP from D to V.
 
     The output layer starts near zero, so that tokens that are never trained start at the normalised mean, not at random
-    values. They keep that value: PopArt preserves it when the mean moves, which is why expectations leave rare tokens out.
+    values. They keep that value: PopArt preserves it when the mean moves, so expectations leave rare tokens out.
 
     Args:
         hidden_size: D.

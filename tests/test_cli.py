@@ -24,9 +24,11 @@ SMALL = [
 ]
 
 
+COMMAND = [sys.executable, "-c", "from lightning_vlmq.cli import main; main()"]
+
+
 def vlmq(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from lightning_vlmq.cli import main; main()", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +102,9 @@ def test_a_run_is_resumed(run: Path, small_config: Path) -> None:
 def test_a_killed_run_goes_on_from_its_last_epoch(tmp_path: Path, small_config: Path) -> None:
     # the score stays at 0: the last checkpoint is written all the same, not only where the best one is
     arguments = ["fit", f"--config={small_config}", f"--folder={tmp_path}", *SMALL]
-    command = [sys.executable, "-c", "from lightning_vlmq.cli import main; main()", *arguments]
     path, step, deadline = tmp_path / "checkpoints" / "last.ckpt", 0, time.monotonic() + 200
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([*command, "--trainer.max_steps=1000"], stdout=log, stderr=log)
+        process = subprocess.Popen([*COMMAND, *arguments, "--trainer.max_steps=1000"], stdout=log, stderr=log)
         while step < 6 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.2)
             step = torch.load(path, weights_only=True)["global_step"] if path.is_file() else 0

@@ -13,7 +13,7 @@ from scripts.embedded_vlm.canvas import Canvas, load_font
 from scripts.embedded_vlm.conversations import FORBIDDEN, corpus, make_turn, random_string
 from scripts.embedded_vlm.evaluate import ROWS, answer
 from scripts.embedded_vlm.pictures import SHARES, make_scene
-from scripts.embedded_vlm.sequences import Lesson, turn_tokens
+from scripts.embedded_vlm.sequences import LESSONS, turn_tokens
 from scripts.embedded_vlm.vision import Classifier
 from scripts.embedded_vlm.words import WORDS
 
@@ -89,9 +89,9 @@ def test_random_strings_hold_no_special_token(processor):
 
 
 def test_raw_copies_hold_no_special_token(processor):
-    rng = Random(9)
+    rng, lesson = Random(9), LESSONS[-1]._replace(copying=1.0, wordy=0.5)
     for _ in range(2000):
-        message, reply, _ = turn_tokens(rng, processor.tokenizer, None, Lesson(1, 0.0, 0.0, 0.0, 0.0, 1.0, 0.5, 0.0))
+        message, reply, _ = turn_tokens(rng, processor.tokenizer, None, lesson)
         assert min(message) >= 8
         assert min(reply[:-1]) >= 8
         assert reply[-1] == processor.tokenizer.eos_token_id

@@ -13,7 +13,7 @@ import numpy as np
 
 from lightning_vlmq.envs.cards import RANKS
 from scripts.embedded_vlm.canvas import COLOUR_IDS, HEADS, KINDS, PATCHES
-from scripts.embedded_vlm.choices import symbol
+from scripts.embedded_vlm.choices import by_order, symbol
 from scripts.embedded_vlm.looks import draw_number, spell
 from scripts.embedded_vlm.tables import card_value
 from scripts.embedded_vlm.words import LABELS, PRINTABLE, WORDS
@@ -115,18 +115,17 @@ def _few_about_labels(rng: Random, labels: list[tuple[str, int]]) -> tuple[str, 
     if chance < 0.4:
         return rng.choice([("Upper?", str(x)), ("Lower?", str(y))])
     if chance < 0.6:
-        return "Sign between upper and lower?", _sign(x, y)
+        return "Sign between upper and lower?", by_order(x, y)
     if chance < 0.78:
-        return "upper and lower, then the sign?", f"{x} {y} {_sign(x, y)}"
+        return "upper and lower, then the sign?", f"{x} {y} {by_order(x, y)}"
     if chance < 0.92:
-        return "Is upper above lower?", "yes" if x > y else "no" if x < y else "equal"
+        return "Is upper above lower?", by_order(x, y, "no", "yes", "equal")
     (a, x), (b, y) = rng.sample(labels, 2)
-    return f"{a} and {b}, then the sign?", f"{x} {y} {_sign(x, y)}"
+    return f"{a} and {b}, then the sign?", f"{x} {y} {by_order(x, y)}"
 
 
 def _few_about_cards(rng: Random, rows: list[list[Any]]) -> tuple[str, str]:
-    name, ranks = _row(rng, rows)
-    return _row_or_total(rng, name, ranks)
+    return _row_or_total(rng, *_row(rng, rows))
 
 
 def _row(rng: Random, rows: list[list[Any]]) -> tuple[str, list[str]]:
@@ -137,7 +136,7 @@ def _row(rng: Random, rows: list[list[Any]]) -> tuple[str, list[str]]:
 
 def _row_or_total(rng: Random, name: str, ranks: list[str]) -> tuple[str, str]:
     """Ask for the cards, their total, or both: adding what the reply has just read is a matter of text."""
-    cards, total = " ".join(ranks), str(sum(card_value(rank) for rank in ranks if rank != "back"))
+    cards, total = " ".join(ranks), str(_total(ranks))
     chance = rng.random()
     if chance < 0.35:
         return f"{name} row?", cards
@@ -146,8 +145,8 @@ def _row_or_total(rng: Random, name: str, ranks: list[str]) -> tuple[str, str]:
     return f"{name} row, then the total?", f"{cards} = {total}"
 
 
-def _sign(x: int, y: int) -> str:
-    return "<" if x < y else ">" if x > y else "="
+def _total(ranks: list[str]) -> int:
+    return sum(card_value(rank) for rank in ranks if rank != "back")
 
 
 def _about_labels(rng: Random, labels: list[tuple[str, int]]) -> tuple[str, str]:
@@ -196,28 +195,27 @@ def number_question(rng: Random) -> tuple[str, str]:
 def _compare(rng: Random, a: str, x: int, b: str, y: int) -> tuple[str, str]:
     """Ask which of two named numbers is more, for a fixed answer or between signs given in the question."""
     chance = rng.random()
-    sign = _sign(x, y)
     if chance < 0.06:
-        return f"More, {a} or {b}?", a if x > y else b if y > x else "equal"
+        return f"More, {a} or {b}?", by_order(x, y, b, a, "equal")
     if chance < 0.16:
-        return f"Is {a} above {b}?", "yes" if x > y else "no" if x < y else "equal"
+        return f"Is {a} above {b}?", by_order(x, y, "no", "yes", "equal")
     if chance < 0.26:
-        return f"Sign between {a} and {b}?", sign
+        return f"Sign between {a} and {b}?", by_order(x, y)
     if chance < 0.36:  # reading both in the reply first makes comparing a matter of text
-        return f"{a} and {b}, then the sign?", f"{x} {y} {sign}"
+        return f"{a} and {b}, then the sign?", f"{x} {y} {by_order(x, y)}"
     low, high, same = rng.sample([*"+-#%&*<>=!?", symbol(rng), symbol(rng), "yes", "no", "equal"], 3)
     forms = (
         f"{low} if {a} is below {b}, {high} if above, else {same}.",
         f"{a} less than {b}: {low}, more: {high}, equal: {same}.",
     )
-    return rng.choice(forms), low if x < y else high if x > y else same
+    return rng.choice(forms), by_order(x, y, low, high, same)
 
 
 def _about_cards(rng: Random, rows: list[list[Any]]) -> tuple[str, str]:
     name, ranks = _row(rng, rows)
     if rng.random() < 0.7:
         return _row_or_total(rng, name, ranks)
-    total = sum(card_value(rank) for rank in ranks if rank != "back")
+    total = _total(ranks)
     limit = max(2, total + rng.choice([-4, -3, -2, -1, 0, 1, 2, 3, 4]))
     low, high = rng.sample([*"+-#%&*<>=!?", symbol(rng), symbol(rng), "yes", "no"], 2)
     return f"{name} total: {low} if below {limit}, else {high}.", low if total < limit else high

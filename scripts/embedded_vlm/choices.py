@@ -4,7 +4,7 @@ from random import Random
 
 from scripts.embedded_vlm.words import NOUNS
 
-__all__ = ["PLACES", "Question", "choice", "symbol", "yes_no"]
+__all__ = ["PLACES", "Question", "by_order", "choice", "symbol", "yes_no"]
 
 Question = tuple[str, str]
 """What is asked and the answer."""
@@ -64,3 +64,8 @@ def choice(rng: Random, claims: list[tuple[str, bool]]) -> Question:
 def yes_no(true: bool) -> str:
     """Answer of a yes-or-no question."""
     return "yes" if true else "no"
+
+
+def by_order(x: int, y: int, below: str = "<", above: str = ">", same: str = "=") -> str:
+    """Answer of a question that compares x with y: what to write if x is below y, above it, the same."""
+    return below if x < y else above if x > y else same

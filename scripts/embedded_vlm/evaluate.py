@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightning_vlmq.envs.cards import RANKS, SUITS, draw_back, draw_card
 from scripts.embedded_vlm.canvas import random_font
-from scripts.embedded_vlm.choices import choice
+from scripts.embedded_vlm.choices import by_order, choice
 from scripts.embedded_vlm.conversations import make_turn, random_string
 from scripts.embedded_vlm.pictures import make_scene
 from scripts.embedded_vlm.tables import card_value
@@ -82,16 +82,9 @@ def _place(rng: Random, row: int) -> Case:
     return image, ("Upper?", "Lower?")[row], str(labels[-row][1])
 
 
-def _seen(rng: Random) -> Case:
+def _seen(rng: Random, question: str, *answers: str) -> Case:
     image, labels = _labels(rng, 99, 2)
-    x, y = labels[0][1], labels[-1][1]
-    return image, "+ if upper is below lower, - if above, else =.", "+" if x < y else "-" if x > y else "="
-
-
-def _sign(rng: Random) -> Case:
-    image, labels = _labels(rng, 99, 2)
-    x, y = labels[0][1], labels[-1][1]
-    return image, "Sign between upper and lower?", "<" if x < y else ">" if x > y else "="
+    return image, question, by_order(labels[0][1], labels[-1][1], *answers)
 
 
 def _told(rng: Random) -> Case:
@@ -178,7 +171,9 @@ def _joined(rng: Random, wordy: float) -> Case:
 ROWS: dict[str, Callable[[Random], Case]] = {
     "number by its place: upper": lambda rng: _place(rng, 0),
     "number by its place: lower": lambda rng: _place(rng, 1),
-    "upper and lower number compared, three given signs": _seen,
+    "upper and lower number compared, three given signs": lambda rng: _seen(
+        rng, "+ if upper is below lower, - if above, else =.", "+", "-"
+    ),
     "two numbers in words compared, yes or no": _told,
     "labelled number, 0-9": lambda rng: _number(rng, 9),
     "labelled number, 0-99": lambda rng: _number(rng, 99),
@@ -201,7 +196,7 @@ ROWS: dict[str, Callable[[Random], Case]] = {
     "copy": _copy,
     "copy and read": lambda rng: _joined(rng, 0.0),
     "copy and read in a long prompt": lambda rng: _joined(rng, 1.0),
-    "upper and lower number compared, <, > or =": _sign,
+    "upper and lower number compared, <, > or =": lambda rng: _seen(rng, "Sign between upper and lower?"),
 }
 """Rows of the table."""
 

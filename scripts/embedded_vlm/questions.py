@@ -4,7 +4,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from scripts.embedded_vlm.choices import PLACES, Question, choice, yes_no
+from scripts.embedded_vlm.choices import PLACES, Question, by_order, choice, yes_no
 from scripts.embedded_vlm.table_questions import ask_cards
 from scripts.embedded_vlm.words import NOUNS
 from scripts.embedded_vlm.world_questions import ask_grid, ask_shapes, ask_widgets, cell_name
@@ -167,10 +167,10 @@ def _labels(rng: Random, facts: dict[str, Any]) -> Question:
             ],
         )
     if rng.random() < 0.5:
-        return rng.choice([f"Compare {first} with {second}.", f"{first} and {second}: which sign stands between?"]), (
-            ">" if x > y else "<" if x < y else "="
-        )
-    return f"Write {a}, the sign and {b}.", f"{x} {'>' if x > y else '<' if x < y else '='} {y}"
+        return rng.choice(
+            [f"Compare {first} with {second}.", f"{first} and {second}: which sign stands between?"]
+        ), by_order(x, y)
+    return f"Write {a}, the sign and {b}.", f"{x} {by_order(x, y)} {y}"
 
 
 def _words(rng: Random, facts: dict[str, Any]) -> Question:

@@ -22,11 +22,7 @@ HIGHER_IS_WORSE = {"lose", "mean_length", "minutes", "peak_memory_mb"}
 
 def main() -> None:
     """Entry."""
-    arguments = sys.argv[1:]
-    extra: list[str] = []
-    if "--" in arguments:
-        split = arguments.index("--")
-        arguments, extra = arguments[:split], arguments[split + 1 :]
+    arguments, extra = split_arguments(sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="configuration of `vlmq fit`")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
@@ -44,6 +40,14 @@ def main() -> None:
     path.write_text(json.dumps({"config": options.config, "arguments": extra, "scores": summary}, indent=1))
     print_table(summary)
     print(f"{len(results)} seeds; summary: {path}")
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Splits a command line at ``--``: our own arguments, those of ``vlmq fit``."""
+    if "--" not in arguments:
+        return arguments, []
+    split = arguments.index("--")
+    return arguments[:split], arguments[split + 1 :]
 
 
 def run_one(config: str, seed: int, folder: Path, extra: list[str], parallel: int) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from scripts.embedded_vlm.alignment import short_question, suits_alignment, tile_tokens
+from scripts.embedded_vlm import training
+from scripts.embedded_vlm.alignment import number_question, short_question, suits_alignment, tile_tokens
 from scripts.embedded_vlm.canvas import Canvas, load_font
 from scripts.embedded_vlm.conversations import FORBIDDEN, corpus, make_turn, random_string
 from scripts.embedded_vlm.evaluate import ROWS, answer
@@ -100,7 +101,7 @@ def test_raw_copies_hold_no_special_token(processor):
 def test_training_text_never_holds_the_tag():
     rng = Random(11)
     scenes = [make_scene(rng) for _ in range(40)] + [make_scene(rng, kind) for kind in SHARES]
-    texts = corpus(rng, 2000)
+    texts = corpus(rng, 2000) + [text for _ in range(1000) for text in number_question(rng)[:2]]
     for _ in range(100):
         for scene in scenes:
             question, reply, _ = make_turn(rng, (scene.kind, scene.facts), 0.35, 0.4)
@@ -161,3 +162,31 @@ def test_picture_changes_the_next_token(model, processor):
             model(**processor(text=text, images=[[picture]], return_tensors="pt")).logits[0, -1] for picture in pictures
         )
     assert not torch.allclose(seen, blank, atol=1e-3)
+
+
+def test_an_interrupted_stage_goes_on_as_if_it_had_not_stopped(tmp_path, monkeypatch):
+    class Tower(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+            self.head = torch.nn.Linear(4, 2)
+
+    def run(path, stop):
+        torch.manual_seed(0)
+        tower = Tower()
+        trained = training.Trained(tower, path, steps=6, rate=0.01, warm_up=2)
+        for step in range(trained.start, stop):
+            inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+            trained.update(step, (tower.head(tower.layers[0](inputs).tanh()) - inputs[:, :2]).square().mean())
+        return trained
+
+    monkeypatch.setattr(training, "SAVE_EVERY", 3)
+    whole = run(tmp_path / "whole.pt", 6)
+    run(tmp_path / "parts.pt", 5)  # two steps are lost, and made again
+    assert run(tmp_path / "parts.pt", 0).start == 3
+    parts = run(tmp_path / "parts.pt", 6)
+    for name, value in whole.module.state_dict().items():
+        assert torch.equal(parts.module.state_dict()[name], value)
+    assert parts.average.values.keys() == whole.average.values.keys()
+    assert all(torch.equal(parts.average.values[name], value) for name, value in whole.average.values.items())
+    assert not torch.equal(whole.average.values["head.weight"], whole.module.head.weight)

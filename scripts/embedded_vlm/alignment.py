@@ -110,7 +110,7 @@ def _few_about_labels(rng: Random, labels: list[tuple[str, int]]) -> tuple[str, 
     chance = rng.random()
     if len(labels) < 2 or chance < 0.28:
         label, number = rng.choice(labels)
-        return f"{rng.choice([label, label.capitalize()])}?", str(number)
+        return _look_up(rng, rng.choice([label, label.capitalize()]), number)
     (_, x), (_, y) = labels[0], labels[-1]
     if chance < 0.4:
         return rng.choice([("Upper?", str(x)), ("Lower?", str(y))])
@@ -122,6 +122,11 @@ def _few_about_labels(rng: Random, labels: list[tuple[str, int]]) -> tuple[str, 
         return "Is upper above lower?", by_order(x, y, "no", "yes", "equal")
     (a, x), (b, y) = rng.sample(labels, 2)
     return f"{a} and {b}, then the sign?", f"{x} {y} {by_order(x, y)}"
+
+
+def _look_up(rng: Random, label: str, number: int) -> tuple[str, str]:
+    """Ask for the number behind a label; where the reply says the label first, the number is what follows it."""
+    return (f"{label}?", str(number)) if rng.random() < 0.5 else (f"Read {label}:", f"{label}: {number}")
 
 
 def _few_about_cards(rng: Random, rows: list[list[Any]]) -> tuple[str, str]:
@@ -169,27 +174,38 @@ def _about_labels(rng: Random, labels: list[tuple[str, int]]) -> tuple[str, str]
     return "Read all.", ", ".join(f"{a} {x}" for a, x in labels)
 
 
-def number_question(rng: Random) -> tuple[str, str]:
-    """Compare two numbers given in words, bare or behind labels, or add cards: question and answer."""
-    if rng.random() < 0.25:
+def number_question(rng: Random) -> tuple[str, str, str]:
+    """Ask about numbers given in words: to compare two, to find one by its label, to add cards.
+
+    Args:
+        rng: Source of randomness.
+
+    Returns:
+        Question, answer, kind.
+    """
+    if rng.random() < 0.4:
         ranks = [rng.choice(RANKS) for _ in range(rng.choice([1, 2, 2, 2, 3, 3, 4, 5]))]
         name = rng.choice(["Upper", "Lower", "Cards"])
         question, answer = _row_or_total(rng, name, ranks)
-        return f"{name} row: {' '.join(ranks)}. {question}", answer
+        return f"{name} row: {' '.join(ranks)}. {question}", answer, "cards in words"
     x, y = draw_number(rng), draw_number(rng)
     if rng.random() < 0.15:
         y = x
-    if rng.random() < 0.5:
-        return _compare(rng, str(x), x, str(y), y)
+    if rng.random() < 0.4:
+        return *_compare(rng, str(x), x, str(y), y), "order in words"
+    if rng.random() < 0.5:  # the same spelling in text and question
+        a, b = (rng.choice([name, name.capitalize()]) for name in rng.sample(LABELS, 2))
+        question, answer = _look_up(rng, *rng.choice([(a, x), (b, y)]))
+        return f"{a}: {x}. {b}: {y}. {question}", answer, "label in words"
     a, b = ("upper", "lower") if rng.random() < 0.3 else rng.sample(LABELS, 2)
     shown = (a, b) if rng.random() < 0.4 else (spell(rng, a), spell(rng, b))
     text = f"{shown[0]}: {x}{rng.choice(['. ', ', ', chr(10)])}{shown[1]}: {y}. "
     if rng.random() < 0.5:
         a, x, b, y = b, y, a, x
     if rng.random() < 0.4:
-        return text + rng.choice([f"{a}?", f"{a.capitalize()}?", f"Read {a}."]), str(x)
+        return text + rng.choice([f"{a}?", f"{a.capitalize()}?", f"Read {a}."]), str(x), "spelt label in words"
     question, answer = _compare(rng, a, x, b, y)
-    return text + question, answer
+    return text + question, answer, "labels ordered in words"
 
 
 def _compare(rng: Random, a: str, x: int, b: str, y: int) -> tuple[str, str]:

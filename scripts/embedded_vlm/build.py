@@ -9,8 +9,9 @@ import torch
 from transformers import AutoProcessor, Idefics3ForConditionalGeneration, Idefics3Processor
 
 from scripts.embedded_vlm.language import make_pool, train_language
-from scripts.embedded_vlm.model import Average, make_config
+from scripts.embedded_vlm.model import make_config
 from scripts.embedded_vlm.processor import make_processor, shrink
+from scripts.embedded_vlm.training import Average
 from scripts.embedded_vlm.vision import Classifier, train_vision
 
 __all__ = ["assemble", "build", "export"]

@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Idefics3ForConditionalGeneration
 
 from scripts.embedded_vlm.alignment import Facts, spellings, tile_tokens
-from scripts.embedded_vlm.model import Average, encode_pictures, load_optimizers, make_optimizers, set_rate
+from scripts.embedded_vlm.model import encode_pictures
 from scripts.embedded_vlm.pictures import Scene, make_scene
 from scripts.embedded_vlm.sequences import LESSONS, Batch, Lesson, Sequences
+from scripts.embedded_vlm.training import Trained
 
 __all__ = ["answer_logits", "load_pool", "make_pool", "tile_loss", "train_language"]
 
@@ -171,15 +172,10 @@ def train_language(
     """
     model.requires_grad_(True)
     model.model.vision_model.requires_grad_(False)
-    trained = nn.ModuleList([model.model.connector, model.model.text_model])
-    average, optimizers = Average(trained), make_optimizers([(trained, rate)], muon_rate=1.0)
-    start, steps, path = 0, lessons[-1].end, folder / "language.pt"
-    if path.is_file():
-        state = torch.load(path, weights_only=True)
-        start = state["step"]
-        trained.load_state_dict(state["model"])
-        average.values, average.steps = state["average"], start
-        load_optimizers(optimizers, state["optimizers"])
+    module = nn.ModuleList([model.model.connector, model.model.text_model])
+    steps = lessons[-1].end
+    trained = Trained(module, folder / "language.pt", steps, rate, muon_rate=1.0, warm_up=50, flat=0.75)
+    start = trained.start
     features, facts, tiles = load_pool(folder, pool)
     alike = torch.tensor(spellings(tokenizer))
     data = Sequences(tokenizer, facts, 1000 * seed + start, lessons, start)
@@ -191,7 +187,6 @@ def train_language(
     clock, losses, named, tally = time.time(), 0.0, 0.0, defaultdict(lambda: [0, 0])
     for step in range(start, steps):
         sample: Batch = next(stream)
-        set_rate(optimizers, step, steps, 50, flat=0.75)
         chosen = sample.pictures[sample.pictures >= 0]
         shown = features[chosen].float()
         logits, targets = answer_logits(model, sample, shown)
@@ -203,15 +198,7 @@ def train_language(
             naming = tile_loss(model, shown, wanted)
             named += float(naming.detach())
             loss = loss + TILE_WEIGHT * naming
-        if not torch.isfinite(loss):
-            raise ValueError(f"loss is not finite in step {step} of the language stage: lower its rate ({rate})")
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        average.update(trained)
+        trained.update(step, loss)
         if step % 5 == 0:
             for kind, (right, count) in _score(sample, logits.argmax(-1) == targets).items():
                 tally[kind][0] += right
@@ -224,9 +211,4 @@ def train_language(
                 flush=True,
             )
             clock, losses, named, tally = time.time(), 0.0, 0.0, defaultdict(lambda: [0, 0])
-        if (step + 1) % 250 == 0 or step + 1 == steps:
-            state = {"step": step + 1, "model": trained.state_dict(), "average": average.values}
-            state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-            torch.save(state, path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").replace(path)
-    average.copy_to(trained)
+    trained.average.copy_to(module)

@@ -1,23 +1,10 @@
-"""The embedded model's shape: an Idefics3 of a little over three million parameters, and the helpers that train it."""
-
-import math
-from typing import Any
+"""The embedded model's shape and start: an Idefics3 of a little over three million parameters."""
 
 import torch
 from torch import Tensor, nn
 from transformers import Idefics3Config
 
-__all__ = [
-    "CONTEXT",
-    "IMAGE_TOKENS",
-    "Average",
-    "encode_pictures",
-    "load_optimizers",
-    "make_config",
-    "make_local",
-    "make_optimizers",
-    "set_rate",
-]
+__all__ = ["CONTEXT", "IMAGE_TOKENS", "encode_pictures", "make_config", "make_local"]
 
 IMAGE_TOKENS = 64
 """Image tokens of a picture: 16 x 16 patches, pixel-shuffled by 2: one token is 32 x 32 pixels."""
@@ -71,60 +58,6 @@ def make_config(vocabulary: int, ids: dict[str, int]) -> Idefics3Config:
 def encode_pictures(pictures: Tensor) -> Tensor:
     """Normalise as the processor does: ``[B, 256, 256, 3]`` uint8 to ``[B, 3, 256, 256]`` in -1..1."""
     return pictures.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
-
-
-def make_optimizers(
-    groups: list[tuple[nn.Module, float]], decay: float = 0.05, muon_rate: float = 4.0
-) -> list[torch.optim.Optimizer]:
-    """Muon for the weight matrices of the layers, AdamW for everything else (embeddings, heads, norms, biases).
-
-    Args:
-        groups: Modules and their peak learning rates.
-        decay: Decoupled weight decay.
-        muon_rate: Rate of Muon over that of AdamW.
-
-    Returns:
-        Optimisers whose groups remember their peak rate under ``peak``.
-    """
-    muon: list[dict[str, Any]] = []
-    adam: list[dict[str, Any]] = []
-    for module, rate in groups:
-        matrices, others = [], []
-        for name, parameter in module.named_parameters():
-            if parameter.requires_grad:
-                (matrices if ".layers." in f".{name}" and parameter.ndim == 2 else others).append(parameter)
-        if matrices:
-            muon.append({"params": matrices, "lr": rate * muon_rate, "peak": rate * muon_rate})
-        if others:
-            adam.append({"params": others, "lr": rate, "peak": rate})
-    found: list[torch.optim.Optimizer] = []
-    if muon:
-        found.append(torch.optim.Muon(muon, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"))
-    if adam:
-        found.append(torch.optim.AdamW(adam, weight_decay=decay, betas=(0.9, 0.98), fused=True))
-    return found
-
-
-def set_rate(
-    optimizers: list[torch.optim.Optimizer], step: int, steps: int, warm_up: int = 100, flat: float = 0.0
-) -> float:
-    """Linear warm-up, the peak until a share ``flat`` of the steps, then cosine to 2 % of it; returns the factor."""
-    start = max(warm_up, int(flat * steps))
-    progress = min(1.0, max(0.0, (step - start) / max(1, steps - start)))
-    factor = min(1.0, (step + 1) / warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(progress * math.pi)))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-    return factor
-
-
-def load_optimizers(optimizers: list[torch.optim.Optimizer], states: list[dict[str, Any]]) -> None:
-    """Continue with kept states; the peak rates stay those of now."""
-    for optimizer, state in zip(optimizers, states, strict=True):
-        peaks = [group["peak"] for group in optimizer.param_groups]
-        optimizer.load_state_dict(state)
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["peak"] = peak
 
 
 def _cosines(count: int, size: int = 16, chroma: int = 14) -> Tensor:
@@ -204,30 +137,3 @@ def make_local(vision: nn.Module, side: int = 16, width: int = 32) -> None:
                 for projection, (row, column) in ((attention.q_proj, offset), (attention.k_proj, (0, 0))):
                     projection.weight[rows] *= 0.3
                     projection.weight[rows, :width] = 1.1 * torch.block_diag(turn(row), turn(column))
-
-
-class Average:
-    """Exponential moving average of a module's parameters, with a short memory at the start.
-
-    Args:
-        module: The module that trains.
-        decay: Final decay a step.
-    """
-
-    def __init__(self, module: nn.Module, decay: float = 0.998) -> None:
-        self.decay, self.steps = decay, 0
-        self.values = {name: p.detach().clone() for name, p in module.named_parameters()}
-
-    @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Move towards the module's present parameters."""
-        self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        parameters = dict(module.named_parameters())
-        torch._foreach_lerp_(list(self.values.values()), [parameters[n].detach() for n in self.values], 1 - decay)
-
-    @torch.no_grad()
-    def copy_to(self, module: nn.Module) -> None:
-        """Write the average into a module of the same shape."""
-        for name, parameter in module.named_parameters():
-            parameter.copy_(self.values[name])

@@ -28,7 +28,8 @@ class Lesson(NamedTuple):
         describing: Share of questions that ask for everything in the picture.
         copying: Share of turns that copy, alone or in the same reply as an answer.
         wordy: Share of turns with sentences around the question.
-        numbers: Share of turns without picture that compare numbers given in words.
+        numbers: Share of turns without picture that are about numbers given in words.
+        cards: Share of pictures that are drawn from tables with cards only.
     """
 
     end: int
@@ -39,6 +40,7 @@ class Lesson(NamedTuple):
     copying: float
     wordy: float
     numbers: float
+    cards: float = 0.0
 
 
 LESSONS = (
@@ -53,6 +55,11 @@ LESSONS = (
     Lesson(5500, 0.75, 1.0, 0.6, 0.04, 0.3, 0.2, 0.85),
     Lesson(7000, 0.85, 0.75, 0.2, 0.04, 0.35, 0.4, 0.5),
     Lesson(9000, 0.85, 0.8, 0.45, 0.04, 0.35, 0.35, 0.5),
+    # Order, totals and labels once more, in few forms; labels and totals are learned in words here, then in pictures.
+    Lesson(10500, 0.6, 0.95, 0.7, 0.03, 0.2, 0.2, 0.85),
+    Lesson(11750, 0.7, 1.0, 0.7, 0.03, 0.2, 0.2, 0.85),
+    Lesson(12500, 0.75, 1.0, 0.9, 0.02, 0.15, 0.15, 0.9, 0.75),
+    Lesson(13500, 0.8, 0.9, 0.7, 0.03, 0.2, 0.25, 0.85, 0.35),
 )
 
 
@@ -141,6 +148,7 @@ class Sequences(IterableDataset[Any]):
         self.tokenizer, self.facts, self.seed, self.lessons, self.first = tokenizer, facts, seed, lessons, first
         self.turns, self.batch = turns, batch
         self.aligned = [index for index, known in enumerate(facts) if suits_alignment(known)]
+        self.tables = [index for index in self.aligned if facts[index][0] == "cards"]
 
     def __iter__(self) -> Iterator[Batch]:
         """Draw batches for ever."""
@@ -158,7 +166,10 @@ class Sequences(IterableDataset[Any]):
         block = [fake, token("<global-img>"), *[image] * IMAGE_TOKENS, fake]
         picture = -1
         if rng.random() < lesson.pictured:
-            picture = rng.choice(self.aligned) if lesson.short == 1 else rng.randrange(len(self.facts))
+            if rng.random() < lesson.cards:
+                picture = rng.choice(self.tables)
+            else:
+                picture = rng.choice(self.aligned) if lesson.short == 1 else rng.randrange(len(self.facts))
         facts = self.facts[picture] if picture >= 0 else None
         prefix: list[int] = []
         if rng.random() < 0.12:
@@ -177,9 +188,8 @@ class Sequences(IterableDataset[Any]):
         kinds: list[str] = []
         for turn in range(1, count + 1):
             if picture < 0 and rng.random() < lesson.numbers:
-                question, text = number_question(rng)
-                message, kind = self.tokenizer.encode(question), "numbers"
-                reply = [*self.tokenizer.encode(text), eos]
+                question, text, kind = number_question(rng)
+                message, reply = self.tokenizer.encode(question), [*self.tokenizer.encode(text), eos]
             elif picture < 0 and rng.random() < 0.6:
                 message, reply, kind = _drill(rng, self.tokenizer)
             elif facts and rng.random() < lesson.describing:

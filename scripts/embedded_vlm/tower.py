@@ -10,8 +10,9 @@ from torch import nn
 from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
 
 from scripts.embedded_vlm.canvas import HEADS
-from scripts.embedded_vlm.model import Average, encode_pictures, make_config
+from scripts.embedded_vlm.model import encode_pictures, make_config
 from scripts.embedded_vlm.pictures import make_scene
+from scripts.embedded_vlm.training import Average
 from scripts.embedded_vlm.vision import Classifier
 from scripts.embedded_vlm.words import PRINTABLE
 

@@ -18,16 +18,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
 
 from scripts.embedded_vlm.canvas import HEADS, PATCHES
-from scripts.embedded_vlm.model import (
-    Average,
-    encode_pictures,
-    load_optimizers,
-    make_config,
-    make_local,
-    make_optimizers,
-    set_rate,
-)
+from scripts.embedded_vlm.model import encode_pictures, make_config, make_local
 from scripts.embedded_vlm.pictures import DENSE_SHARES, MIDDLE_SHARES, WHOLE_SHARES, make_scene
+from scripts.embedded_vlm.training import Trained
 
 __all__ = ["LESSONS", "Classifier", "Pictures", "train_vision"]
 
@@ -126,15 +119,8 @@ def train_vision(folder: Path, steps: int, batch: int = 16, rate: float = 2e-3, 
     ids = dict.fromkeys(("image", "eos", "pad", "bos"), 0)
     model = Classifier(Idefics3VisionTransformer(make_config(1536, ids).vision_config))
     make_local(model.vision)
-    average = Average(model)
-    optimizers = make_optimizers([(model, rate)])
-    start, path = 0, folder / "vision.pt"
-    if path.is_file():
-        state = torch.load(path, weights_only=True)
-        start = state["step"]
-        model.load_state_dict(state["model"])
-        average.values, average.steps = state["average"], start
-        load_optimizers(optimizers, state["optimizers"])
+    trained = Trained(model, folder / "vision.pt", steps, rate, clip=2.0)
+    start = trained.start
     rng, clock, tallies = Random(seed + start), time.time(), np.zeros((len(HEADS), 2))
     lesson, window, fresh_size, stream, pool = -1, 0, batch // 4, iter(()), []
     for step in range(start, steps):
@@ -154,16 +140,9 @@ def train_vision(folder: Path, steps: int, batch: int = 16, rate: float = 2e-3, 
             rows, columns = rng.randrange(PATCHES), rng.randrange(PATCHES)
             pictures = pictures.roll((16 * rows, 16 * columns), (1, 2))
             labels = labels.roll((rows, columns), (2, 3))
-        set_rate(optimizers, step, steps)
         corner = (rng.randrange(window), rng.randrange(window))
         loss, counts = _loss(model(encode_pictures(pictures), window, corner), labels.long())
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 2.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        average.update(model)
+        trained.update(step, loss)
         tallies += np.array(counts)
         if (step + 1) % 50 == 0:
             right = " ".join(f"{n} {a / max(1, b):.2f}" for n, (a, b) in zip(HEADS, tallies, strict=True))
@@ -173,9 +152,3 @@ def train_vision(folder: Path, steps: int, batch: int = 16, rate: float = 2e-3, 
                 flush=True,
             )
             clock, tallies = time.time(), np.zeros((len(HEADS), 2))
-        if (step + 1) % 250 == 0 or step + 1 == steps:
-            folder.mkdir(parents=True, exist_ok=True)
-            kept = {"step": step + 1, "model": model.state_dict(), "average": average.values}
-            kept["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-            torch.save(kept, path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").replace(path)

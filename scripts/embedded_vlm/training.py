@@ -1,0 +1,131 @@
+"""What the training stages share: optimisers, averaged weights, and a state on disk from which a stage goes on."""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Average", "Trained"]
+
+SAVE_EVERY = 250
+"""Steps between two states on disk."""
+
+
+class Average:
+    """Exponential moving average of a module's parameters, with a short memory at the start.
+
+    Args:
+        module: The module that trains.
+        decay: Final decay a step.
+    """
+
+    def __init__(self, module: nn.Module, decay: float = 0.998) -> None:
+        self.decay, self.steps = decay, 0
+        self.values = {name: p.detach().clone() for name, p in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Move towards the module's present parameters."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        parameters = dict(module.named_parameters())
+        torch._foreach_lerp_(list(self.values.values()), [parameters[n].detach() for n in self.values], 1 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, module: nn.Module) -> None:
+        """Write the average into a module of the same shape."""
+        for name, parameter in module.named_parameters():
+            parameter.copy_(self.values[name])
+
+
+class Trained:
+    """A module in training, its optimisers and its average; continues from the state on disk where there is one.
+
+    Muon for the weight matrices of the layers, AdamW for everything else (embeddings, heads, norms, biases).
+
+    Args:
+        module: The module.
+        path: File of the state.
+        steps: Optimiser steps of the stage.
+        rate: Peak learning rate of AdamW.
+        muon_rate: Muon's rate over that of AdamW.
+        clip: Largest norm of the gradient.
+        warm_up: Steps until the peak rate.
+        flat: Share of the steps at the peak rate, before it falls to 2 % of it.
+
+    Attributes:
+        start: Steps already done.
+        average: Averaged weights.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        path: Path,
+        steps: int,
+        rate: float,
+        muon_rate: float = 4.0,
+        clip: float = 1.0,
+        warm_up: int = 100,
+        flat: float = 0.0,
+    ) -> None:
+        self.module, self.path, self.steps, self.clip = module, path, steps, clip
+        self.warm_up, self.flat, self.start = warm_up, flat, 0
+        self.average = Average(module)
+        matrices, others = [], []
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                (matrices if ".layers." in f".{name}" and parameter.ndim == 2 else others).append(parameter)
+        self.optimizers: list[tuple[float, torch.optim.Optimizer]] = [
+            (
+                rate * muon_rate,
+                torch.optim.Muon(matrices, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+            ),
+            (rate, torch.optim.AdamW(others, weight_decay=0.05, betas=(0.9, 0.98), fused=True)),
+        ]
+        if path.is_file():
+            state = torch.load(path, weights_only=True)
+            self.start = self.average.steps = state["step"]
+            module.load_state_dict(state["model"])
+            self.average.values = state["average"]
+            for (_, optimizer), kept in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
+
+    def update(self, step: int, loss: Tensor) -> None:
+        """Make one step down the gradient; the state is kept now and then, and at the end.
+
+        Args:
+            step: Number of the step, from 0.
+            loss: Scalar with its graph.
+
+        Raises:
+            ValueError: If the loss is not finite.
+        """
+        if not torch.isfinite(loss):
+            raise ValueError(f"loss is not finite in step {step} of {self.path.stem}: lower the stage's rate")
+        factor = self._factor(step)
+        for peak, optimizer in self.optimizers:
+            optimizer.zero_grad()
+            for group in optimizer.param_groups:
+                group["lr"] = peak * factor
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
+        for _, optimizer in self.optimizers:
+            optimizer.step()
+        self.average.update(self.module)
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == self.steps:
+            self._save(step + 1)
+
+    def _factor(self, step: int) -> float:
+        """Linear warm-up, the peak, then a cosine."""
+        start = max(self.warm_up, int(self.flat * self.steps))
+        progress = min(1.0, max(0.0, (step - start) / max(1, self.steps - start)))
+        return min(1.0, (step + 1) / self.warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(progress * math.pi)))
+
+    def _save(self, step: int) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        state = {"step": step, "model": self.module.state_dict(), "average": self.average.values}
+        state["optimizers"] = [optimizer.state_dict() for _, optimizer in self.optimizers]
+        torch.save(state, self.path.with_suffix(".tmp"))
+        self.path.with_suffix(".tmp").replace(self.path)

@@ -108,15 +108,15 @@ def short_question(rng: Random, facts: Facts, simple: float = 0.0) -> tuple[str,
 
 def _few_about_labels(rng: Random, labels: list[tuple[str, int]]) -> tuple[str, str]:
     chance = rng.random()
-    if len(labels) < 2 or chance < 0.28:
+    if len(labels) < 2 or chance < 0.2:
         label, number = rng.choice(labels)
         return _look_up(rng, rng.choice([label, label.capitalize()]), number)
     (_, x), (_, y) = labels[0], labels[-1]
-    if chance < 0.4:
+    if chance < 0.3:
         return rng.choice([("Upper?", str(x)), ("Lower?", str(y))])
-    if chance < 0.6:
+    if chance < 0.58:
         return "Sign between upper and lower?", by_order(x, y)
-    if chance < 0.78:
+    if chance < 0.74:
         return "upper and lower, then the sign?", f"{x} {y} {by_order(x, y)}"
     if chance < 0.92:
         return "Is upper above lower?", by_order(x, y, "no", "yes", "equal")

@@ -166,7 +166,7 @@ def train_language(
         tokenizer: Its tokenizer.
         folder: Working folder with the pool; ``language.pt`` is kept there and continued.
         lessons: What is practised when; the last one's end is the number of optimiser steps.
-        rate: Peak learning rate; it falls over the last quarter.
+        rate: Peak learning rate; it falls over the last seventh.
         seed: Seed of the questions.
         pool: Seed of the pool.
     """
@@ -174,7 +174,7 @@ def train_language(
     model.model.vision_model.requires_grad_(False)
     module = nn.ModuleList([model.model.connector, model.model.text_model])
     steps = lessons[-1].end
-    trained = Trained(module, folder / "language.pt", steps, rate, muon_rate=1.0, warm_up=50, flat=0.75)
+    trained = Trained(module, folder / "language.pt", steps, rate, muon_rate=1.0, warm_up=50, flat=0.85)
     start = trained.start
     features, facts, tiles = load_pool(folder, pool)
     alike = torch.tensor(spellings(tokenizer))

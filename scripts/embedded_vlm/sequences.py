@@ -60,6 +60,8 @@ LESSONS = (
     Lesson(11750, 0.7, 1.0, 0.7, 0.03, 0.2, 0.2, 0.85),
     Lesson(12500, 0.75, 1.0, 0.9, 0.02, 0.15, 0.15, 0.9, 0.75),
     Lesson(13500, 0.8, 0.9, 0.7, 0.03, 0.2, 0.25, 0.85, 0.35),
+    # Order again, in all kinds of prompts and behind copied strings: agents learn from what lies ready there.
+    Lesson(14700, 0.85, 1.0, 0.65, 0.03, 0.35, 0.5, 0.8, 0.25),
 )
 
 

@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_vlmq.augmentation import RandomZoomOut
     from lightning_vlmq.batches import TokenBatch, TurnEncoder
     from lightning_vlmq.callbacks import EpisodeEvaluation, RandomState, Report, TargetCriticEMA, ThresholdSchedule
     from lightning_vlmq.collection import collect
@@ -25,6 +26,7 @@ __all__ = [
     "Observation",
     "PromptMethod",
     "RandomState",
+    "RandomZoomOut",
     "Report",
     "TargetCriticEMA",
     "ThresholdSchedule",
@@ -45,6 +47,7 @@ _ROOMS = {
     "Observation": "turns",
     "PromptMethod": "prompts",
     "RandomState": "callbacks",
+    "RandomZoomOut": "augmentation",
     "Report": "callbacks",
     "TargetCriticEMA": "callbacks",
     "ThresholdSchedule": "callbacks",

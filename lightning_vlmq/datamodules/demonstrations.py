@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset
 
+from lightning_vlmq.augmentation import Augmentation
 from lightning_vlmq.batches import TokenBatch, TurnEncoder
 from lightning_vlmq.collection import collect
 from lightning_vlmq.envs.agent import AgentEnv
 from lightning_vlmq.features import FeatureCache
 from lightning_vlmq.prompts import PromptMethod
 from lightning_vlmq.store import TurnStore
+from lightning_vlmq.turns import Turn
 
 __all__ = ["Demonstrations"]
 
@@ -34,6 +37,8 @@ class Demonstrations(L.LightningDataModule):
         environment: What the turns are of; plays to make demonstrations and to score agents. May be left out
             if the folder holds turns and nothing is played.
         prompt: How observations become prompts.
+        augmentation: Changes training pictures at random, for instance
+            :class:`~lightning_vlmq.augmentation.RandomZoomOut`; held-out turns and play stay as they are.
         turns: Turns to collect if the folder holds none; 0 collects nothing.
         mixture: Share of each policy among collected turns, see :data:`~lightning_vlmq.collection.POLICIES`.
         temperature: Of the VLM's replies while collecting.
@@ -57,6 +62,7 @@ class Demonstrations(L.LightningDataModule):
         environment: AgentEnv | None = None,
         *,
         prompt: PromptMethod | None = None,
+        augmentation: Augmentation | None = None,
         turns: int = 10_000,
         mixture: dict[str, float] | None = None,
         temperature: float = 1.0,
@@ -74,6 +80,7 @@ class Demonstrations(L.LightningDataModule):
         self._folder = folder
         self.environment = environment
         self.prompt = prompt or PromptMethod()
+        self.augmentation = augmentation
         self.turns = turns
         self.mixture = mixture or {"random": 0.75, "base": 0.25}
         self.temperature = temperature
@@ -156,18 +163,20 @@ class Demonstrations(L.LightningDataModule):
             number = self._drawn
             # counted before it is handed out: at the end of its step the batch is done
             self._drawn += 1
-            yield self._draw(self.training_rows, [self._seed(), rank, 0, number])
+            yield self._draw(self.training_rows, [self._seed(), rank, 0, number], self.augmentation)
 
     def _validation_batches(self) -> Iterator[TokenBatch]:
         rows = self.validation_rows if len(self.validation_rows) else self.training_rows
         for number in itertools.count():
             yield self._draw(rows, [self._seed(), 0, 1, number])
 
-    def _draw(self, rows: Rows, seed: list[int]) -> TokenBatch:
-        chosen = rows[np.random.default_rng(seed).integers(len(rows), size=self.batch_size)]
-        return self.encoder.batch(
-            [self.store[int(row)] for row in chosen], [self.store[int(row) + 1] for row in chosen]
-        )
+    def _draw(self, rows: Rows, seed: list[int], augmentation: Augmentation | None = None) -> TokenBatch:
+        rng = np.random.default_rng(seed)
+        chosen = rows[rng.integers(len(rows), size=self.batch_size)]
+        turns, successors = ([self.store[int(row) + step] for row in chosen] for step in (0, 1))
+        if augmentation is not None:
+            turns, successors = ([_augmented(t, augmentation, rng) for t in part] for part in (turns, successors))
+        return self.encoder.batch(turns, successors)
 
     # -- parts ----------------------------------------------------------------------------------------------
 
@@ -197,6 +206,11 @@ class Demonstrations(L.LightningDataModule):
         while split < len(samples) and episodes[samples[split]] == episodes[samples[split - 1]]:
             split += 1
         return split
+
+
+def _augmented(turn: Turn, augmentation: Augmentation, rng: np.random.Generator) -> Turn:
+    images = tuple(augmentation(image, rng) for image in turn.observation.images)
+    return replace(turn, observation=replace(turn.observation, images=images))
 
 
 class _Batches(IterableDataset[TokenBatch]):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_vlmq import VLM, AgentEnv, Demonstrations, TurnEncoder, TurnStore, collect
+from lightning_vlmq import VLM, AgentEnv, Demonstrations, RandomZoomOut, TurnEncoder, TurnStore, collect
 from lightning_vlmq.envs import Blackjack, NumberLine
 from lightning_vlmq.policy import ExpertPolicy, RandomPolicy
 from lightning_vlmq.rollout import play
@@ -152,3 +152,25 @@ def test_settings_are_written_before_the_first_turn(encoder: TurnEncoder, env: A
     settings = json.loads((tmp_path / "collection.json").read_text())
     assert settings["mixture"] == {"expert": 1.0}
     assert settings["seed"] == 7
+
+
+def test_augmentation_changes_training_pictures_only(vlm: VLM, tmp_path: Path) -> None:
+    zoom = RandomZoomOut((0.5, 0.8), variants=8)
+    plain, changed, again = (
+        _attach(_data(tmp_path, augmentation=augmentation), vlm) for augmentation in (None, zoom, zoom)
+    )
+
+    def features(batches: Any) -> list[Any]:
+        found = [batch for batch, _ in zip(batches, range(3), strict=False)]
+        return [x for batch in found for x in (batch.inputs["image_features"], batch.next_inputs["image_features"])]
+
+    before, after, same = (features(data._training_batches()) for data in (plain, changed, again))
+    assert all((a != b).any() for a, b in zip(before, after, strict=True))
+    assert all((a == b).all() for a, b in zip(after, same, strict=True))
+    held_out = [features(data._validation_batches()) for data in (plain, changed)]
+    assert all((a == b).all() for a, b in zip(*held_out, strict=True))
+    # the same turns are drawn, and resuming goes on with the same pictures
+    rewards = [next(data._training_batches()).reward.tolist() for data in (plain, changed)]
+    assert rewards[0] == rewards[1]
+    changed.load_state_dict({"drawn": 1})
+    assert (features(changed._training_batches())[0] == after[2]).all()

@@ -23,32 +23,37 @@ class RandomZoomOut:
     """Shrinks a picture and puts it, whole, at a random place of a canvas of its own size and border colour.
 
     An agent that sees few distinct pictures learns where things stand in them; this one must read. Nothing is cut
-    off. A picture has ``variants`` variants, the first one is the picture itself, so that image features are
-    computed once for each of them: use it where pictures repeat.
+    off. A picture has so many variants and no more, so that image features are computed once for each of them: use
+    it where pictures repeat.
 
     Args:
         scale: Smallest and largest share of the side.
-        variants: Variants of each picture.
+        p: Probability of a change.
+        variants: Variants of each picture, beside itself.
 
     Raises:
         ValueError: An argument is out of range.
     """
 
-    def __init__(self, scale: tuple[float, float] = (0.6, 1.0), variants: int = 16) -> None:
+    def __init__(self, scale: tuple[float, float] = (0.6, 1.0), p: float = 0.5, variants: int = 16) -> None:
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale {tuple(scale)} must be two shares of the side, 0 < smallest <= largest <= 1")
+        if not 0 <= p <= 1:
+            raise ValueError(f"p must be a probability, not {p}")
         if variants < 1:
             raise ValueError(f"variants must be at least 1, not {variants}")
         self.scale = (float(scale[0]), float(scale[1]))
+        self.p = p
         self.variants = variants
 
     def __call__(self, image: bytes, rng: np.random.Generator) -> bytes:
-        """Returns one of the picture's variants, as PNG bytes."""
-        return self.variant(image, int(rng.integers(self.variants)))
+        """Returns the picture itself or one of its variants, as PNG bytes."""
+        change, number = rng.random() < self.p, int(rng.integers(self.variants))
+        return self.variant(image, number) if change else image
 
     def variant(self, image: bytes, number: int) -> bytes:
-        """Returns the variant of that number, the same each time; 0 is the picture itself."""
-        return image if number == 0 else _zoomed_out(image, number, self.scale)
+        """Returns the variant of that number, the same each time."""
+        return _zoomed_out(image, number, self.scale)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -155,7 +155,7 @@ def test_settings_are_written_before_the_first_turn(encoder: TurnEncoder, env: A
 
 
 def test_augmentation_changes_training_pictures_only(vlm: VLM, tmp_path: Path) -> None:
-    zoom = RandomZoomOut((0.5, 0.8), variants=8)
+    zoom = RandomZoomOut((0.5, 0.8), p=0.7, variants=8)
     plain, changed, again = (
         _attach(_data(tmp_path, augmentation=augmentation), vlm) for augmentation in (None, zoom, zoom)
     )

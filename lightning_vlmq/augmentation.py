@@ -3,10 +3,12 @@
 import functools
 import hashlib
 import io
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
+
+from lightning_vlmq.envs.pictures import Picture, encode_png
 
 __all__ = ["Augmentation", "RandomZoomOut"]
 
@@ -66,12 +68,10 @@ def _zoomed_out(image: bytes, number: int, scale: tuple[float, float]) -> bytes:
     place = (int(rng.integers(picture.width - width + 1)), int(rng.integers(picture.height - height + 1)))
     canvas = Image.new("RGB", picture.size, _border_colour(np.asarray(picture)))
     canvas.paste(picture.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0), place)
-    buffer = io.BytesIO()
-    canvas.save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
+    return encode_png(np.asarray(canvas))
 
 
-def _border_colour(pixels: "np.ndarray[Any, np.dtype[np.uint8]]") -> tuple[int, int, int]:
+def _border_colour(pixels: Picture) -> tuple[int, int, int]:
     """Median colour of the outermost pixels."""
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     red, green, blue = (int(value) for value in np.median(border, axis=0))

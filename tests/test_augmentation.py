@@ -7,12 +7,7 @@ import pytest
 from PIL import Image
 
 from lightning_vlmq import RandomZoomOut
-
-
-def png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+from lightning_vlmq.envs.pictures import encode_png
 
 
 def pixels(image: bytes) -> np.ndarray:
@@ -24,7 +19,7 @@ def square() -> bytes:
     """A black square of 40 x 40 in the left upper corner, but for ten pixels, of a blue picture of 120 x 80."""
     picture = np.full((80, 120, 3), (10, 20, 200), np.uint8)
     picture[10:50, 10:50] = 0
-    return png(picture)
+    return encode_png(picture)
 
 
 def test_half_the_size_at_all_places(square: bytes) -> None:

@@ -159,6 +159,11 @@ class Sequences(IterableDataset[Any]):
             lesson = next((entry for entry in self.lessons if drawn < entry.end), self.lessons[-1])
             yield collate([self._sequence(rng, lesson) for _ in range(self.batch)], self.tokenizer.pad_token_id)
 
+    def _picture(self, rng: Random, lesson: Lesson) -> int:
+        if rng.random() < lesson.cards:
+            return rng.choice(self.tables)
+        return rng.choice(self.aligned) if lesson.short == 1 else rng.randrange(len(self.facts))
+
     def _sequence(
         self, rng: Random, lesson: Lesson
     ) -> tuple[list[int], list[int], list[int], list[int], int, list[str]]:
@@ -168,10 +173,7 @@ class Sequences(IterableDataset[Any]):
         block = [fake, token("<global-img>"), *[image] * IMAGE_TOKENS, fake]
         picture = -1
         if rng.random() < lesson.pictured:
-            if rng.random() < lesson.cards:
-                picture = rng.choice(self.tables)
-            else:
-                picture = rng.choice(self.aligned) if lesson.short == 1 else rng.randrange(len(self.facts))
+            picture = self._picture(rng, lesson)
         facts = self.facts[picture] if picture >= 0 else None
         prefix: list[int] = []
         if rng.random() < 0.12:

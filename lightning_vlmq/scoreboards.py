@@ -7,7 +7,8 @@ import numpy as np
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.envs.agent import AgentEnv
 from lightning_vlmq.envs.blackjack import BlackjackState
-from lightning_vlmq.envs.exact import blackjack_states, numberline_pairs, sample_hands, score_blackjack
+from lightning_vlmq.envs.exact_blackjack import blackjack_states, sample_hands, score_blackjack
+from lightning_vlmq.envs.exact_numberline import numberline_pairs
 from lightning_vlmq.policy import VLMPolicy
 from lightning_vlmq.rollout import play
 

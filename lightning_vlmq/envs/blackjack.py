@@ -151,7 +151,7 @@ class Blackjack(gym.Env[Picture, np.int64]):
         return f"Dealer shows {self._dealer[0].rank}. You hold {ranks}, {'soft ' * state.soft}{state.total}."
 
     def state(self) -> BlackjackState:
-        """Return the state of the exact solution (see :mod:`lightning_vlmq.envs.exact`)."""
+        """Return the state of the exact solution (see :mod:`lightning_vlmq.envs.exact_blackjack`)."""
         total, soft = hand_value(card_value(card.rank) for card in self._player)
         return BlackjackState(total, soft, card_value(self._dealer[0].rank))
 

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightning_vlmq.envs import AgentEnv, Blackjack, NumberLine
-from lightning_vlmq.envs.exact import numberline_pairs
+from lightning_vlmq.envs.exact_numberline import numberline_pairs
 from scripts.embedded_vlm.tables import card_value
 
 __all__ = ["read_games"]

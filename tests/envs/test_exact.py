@@ -2,18 +2,15 @@ import numpy as np
 import pytest
 
 from lightning_vlmq.envs.blackjack import Blackjack, card_value, hand_value
-from lightning_vlmq.envs.exact import (
+from lightning_vlmq.envs.exact_blackjack import (
     blackjack_q,
     blackjack_states,
-    numberline_pairs,
-    numberline_q,
     optimal_blackjack,
     optimal_blackjack_policy,
-    optimal_numberline,
     sample_hands,
     score_blackjack,
-    score_numberline,
 )
+from lightning_vlmq.envs.exact_numberline import numberline_pairs, numberline_q, optimal_numberline, score_numberline
 
 
 def test_numberline_optimum():

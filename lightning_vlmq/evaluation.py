@@ -1,6 +1,7 @@
 """Scores of episodes: one set of names, the same in tables, files and TensorBoard."""
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TypedDict
 
@@ -64,6 +65,8 @@ _COLUMNS = {
 
 def print_scores(scores: Mapping[str, Scores], title: str, console: Console | None = None) -> None:
     """Prints a table, one row an agent."""
+    # a log has no width of its own: wide enough that names stay on one line
+    console = console or Console(width=None if sys.stdout.isatty() else 110)
     table = Table(title=title)
     table.add_column("")
     for header, _ in _COLUMNS.values():
@@ -71,4 +74,4 @@ def print_scores(scores: Mapping[str, Scores], title: str, console: Console | No
     for name, row in scores.items():
         values: Mapping[str, object] = {**row}
         table.add_row(name, *(form.format(values[key]) for key, (_, form) in _COLUMNS.items()))
-    (console or Console()).print(table)
+    console.print(table)

@@ -53,7 +53,9 @@ def make_optimizer(
         raise ValueError("there is nothing to train: set vlm.lora_rank > 0 or td_weight > 0")
     optimizer: Optimizer
     if name == "adamw":
-        optimizer = torch.optim.AdamW(settings)
+        # One kernel for all parameters; not on GPUs, where Lightning's fp16 precision refuses to clip beside it.
+        on_cpu = all(p.device.type == "cpu" for group in settings for p in group["params"])
+        optimizer = torch.optim.AdamW(settings, fused=True if on_cpu else None)
     elif name == "adamw8bit":
         # imported here: the library probes for a GPU when it is imported
         from bitsandbytes.optim.adamw import AdamW8bit

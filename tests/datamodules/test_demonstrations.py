@@ -10,8 +10,8 @@ import pytest
 from lightning_vlmq import VLM, AgentEnv, Demonstrations, RandomZoomOut, TurnEncoder, TurnStore, collect
 from lightning_vlmq.envs import Blackjack, NumberLine
 from lightning_vlmq.policy import ExpertPolicy, RandomPolicy
+from lightning_vlmq.relabelling import relabel
 from lightning_vlmq.rollout import play
-from lightning_vlmq.store import relabel
 
 
 def _attach(data: Demonstrations, vlm: VLM) -> Demonstrations:

@@ -14,7 +14,7 @@ from scripts.embedded_vlm.canvas import Canvas, load_font
 from scripts.embedded_vlm.conversations import FORBIDDEN, corpus, make_turn, random_string
 from scripts.embedded_vlm.evaluate import ROWS, answer
 from scripts.embedded_vlm.pictures import SHARES, make_scene
-from scripts.embedded_vlm.sequences import LESSONS, turn_tokens
+from scripts.embedded_vlm.sequences import LESSONS, Sequences, turn_tokens
 from scripts.embedded_vlm.vision import Classifier
 from scripts.embedded_vlm.words import WORDS
 
@@ -110,6 +110,21 @@ def test_training_text_never_holds_the_tag():
                 texts += short_question(rng, (scene.kind, scene.facts))
     assert len(texts) > 10_000
     assert not [text for text in texts if FORBIDDEN in text.lower()]
+
+
+def test_tables_of_the_second_pool_are_drawn_where_a_lesson_asks_for_cards(processor):
+    rng = Random(12)
+    scenes = [make_scene(rng, "labels") for _ in range(3)] + [make_scene(rng, "hands") for _ in range(3)]
+    facts = [(scene.kind, scene.facts) for scene in scenes]
+    lesson = LESSONS[-1]._replace(end=10, pictured=1.0, copying=0.0)
+
+    def shown(**changes: float) -> set[int]:
+        stream = iter(Sequences(processor.tokenizer, facts, 1, (lesson._replace(**changes),), general=3))
+        return {int(picture) for _ in range(6) for picture in next(stream).pictures}
+
+    assert shown(cards=0.0) == {0, 1, 2}
+    assert shown(cards=0.0, short=0.5) == {0, 1, 2}
+    assert shown(cards=1.0) == {3, 4, 5}
 
 
 def test_pictures_are_reproducible():

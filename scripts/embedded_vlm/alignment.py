@@ -143,9 +143,9 @@ def _row_or_total(rng: Random, name: str, ranks: list[str]) -> tuple[str, str]:
     """Ask for the cards, their total, or both: adding what the reply has just read is a matter of text."""
     cards, total = " ".join(ranks), str(_total(ranks))
     chance = rng.random()
-    if chance < 0.35:
+    if chance < (0.35 if len(ranks) < 3 else 0.2):  # long rows are read soon, their totals late
         return f"{name} row?", cards
-    if chance < 0.75:
+    if chance < (0.75 if len(ranks) < 3 else 0.85):
         return f"{name} total?", total
     return f"{name} row, then the total?", f"{cards} = {total}"
 
@@ -184,7 +184,7 @@ def number_question(rng: Random) -> tuple[str, str, str]:
         Question, answer, kind.
     """
     if rng.random() < 0.4:
-        ranks = [rng.choice(RANKS) for _ in range(rng.choice([1, 2, 2, 2, 3, 3, 4, 5]))]
+        ranks = [rng.choice(RANKS) for _ in range(rng.choice([1, 2, 2, 3, 3, 3, 4, 5]))]
         name = rng.choice(["Upper", "Lower", "Cards"])
         question, answer = _row_or_total(rng, name, ranks)
         return f"{name} row: {' '.join(ranks)}. {question}", answer, "cards in words"

@@ -18,6 +18,7 @@ __all__ = ["assemble", "build", "export"]
 
 VISION_STEPS = 3300
 POOL_CHUNKS = 20
+TABLE_CHUNKS = 15
 
 
 def _processor(work: Path) -> Idefics3Processor:
@@ -89,5 +90,6 @@ def build(work: Path, output: Path, threads: int = 2) -> None:
     train_vision(work, VISION_STEPS)
     model, processor = assemble(work)
     make_pool(model, processor.tokenizer, work, POOL_CHUNKS, seed=1)
-    train_language(model, processor.tokenizer, work)
+    make_pool(model, processor.tokenizer, work, TABLE_CHUNKS, seed=2, kind="hands")
+    train_language(model, processor.tokenizer, work, pool=1, tables=2)
     export(model, processor, output)

@@ -35,18 +35,24 @@ TILE_WEIGHT = 0.3
 class _Scenes(IterableDataset[Scene]):
     """Endless pictures, drawn in a process of their own."""
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, kind: str | None) -> None:
+        self.seed, self.kind = seed, kind
 
     def __iter__(self) -> Iterator[Scene]:
         rng = Random(self.seed)
         while True:
-            yield make_scene(rng)
+            yield make_scene(rng, self.kind)
 
 
 @torch.no_grad()
 def make_pool(
-    model: Idefics3ForConditionalGeneration, tokenizer: Any, folder: Path, chunks: int, seed: int, size: int = 1000
+    model: Idefics3ForConditionalGeneration,
+    tokenizer: Any,
+    folder: Path,
+    chunks: int,
+    seed: int,
+    size: int = 1000,
+    kind: str | None = None,
 ) -> None:
     """Draw pictures and keep the tower's features, pixel-shuffled, with the pictures' facts and their tiles' names.
 
@@ -57,6 +63,7 @@ def make_pool(
         chunks: Number of files.
         seed: Seed of the pictures.
         size: Pictures a file.
+        kind: Kind of all pictures; drawn by their shares if missing.
     """
     connector = model.model.connector
     for chunk in range(chunks):
@@ -64,7 +71,7 @@ def make_pool(
         if path.is_file():
             continue
         clock = time.time()
-        data = _Scenes(10_000_000 + 1000 * seed + chunk)
+        data = _Scenes(10_000_000 + 1000 * seed + chunk, kind)
         stream = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=64))
         scenes, features = [], []
         for _ in range(0, size, 20):  # the next pictures are drawn while these are encoded
@@ -157,7 +164,7 @@ def _score(batch: Batch, right: Tensor) -> dict[str, list[int]]:
 
 def train_language(
     model: Idefics3ForConditionalGeneration, tokenizer: Any, folder: Path, *, lessons: tuple[Lesson, ...] = LESSONS,
-    rate: float = 1.5e-3, seed: int = 7, pool: int = 1,
+    rate: float = 1.5e-3, seed: int = 7, pool: int = 1, tables: int | None = None,
 ) -> None:  # fmt: skip
     """Train connector and language model on questions about a pool of pictures; the model ends with averaged weights.
 
@@ -169,6 +176,7 @@ def train_language(
         rate: Peak learning rate; it falls over the last seventh.
         seed: Seed of the questions.
         pool: Seed of the pool.
+        tables: Seed of a second pool, of cards only; they are drawn where a lesson asks for cards.
     """
     model.requires_grad_(True)
     model.model.vision_model.requires_grad_(False)
@@ -177,8 +185,12 @@ def train_language(
     trained = Trained(module, folder / "language.pt", steps, rate, muon_rate=1.0, warm_up=50, flat=0.85)
     start = trained.start
     features, facts, tiles = load_pool(folder, pool)
+    general = len(facts)
+    if tables is not None:
+        more = load_pool(folder, tables)
+        features, facts, tiles = torch.cat([features, more[0]]), facts + more[1], torch.cat([tiles, more[2]])
     alike = torch.tensor(spellings(tokenizer))
-    data = Sequences(tokenizer, facts, 1000 * seed + start, lessons, start)
+    data = Sequences(tokenizer, facts, 1000 * seed + start, lessons, start, general)
     stream = iter(
         DataLoader(
             data, batch_size=None, num_workers=1, prefetch_factor=8, worker_init_fn=lambda _: os.nice(5) and None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from scripts.embedded_vlm.canvas import Canvas
-from scripts.embedded_vlm.tables import cards, deck
+from scripts.embedded_vlm.tables import cards, deck, hands
 from scripts.embedded_vlm.texts import digits, labels, page, words
 from scripts.embedded_vlm.worlds import grid, shapes, widgets
 
@@ -43,7 +43,7 @@ class Scene:
     """A picture and what is true of it.
 
     Attributes:
-        kind: Key of :data:`SHARES`.
+        kind: Key of :data:`SHARES`; hands are cards.
         image: RGB picture after the processor's resize ``[256, 256, 3]`` uint8.
         labels: Classes of the patches ``[heads, 16, 16]``.
         facts: What questions may ask, by kind.
@@ -62,6 +62,7 @@ _MAKERS: dict[str, Callable[[Random], tuple[Canvas, dict[str, Any]]]] = {
     "labels": labels,
     "words": words,
     "cards": cards,
+    "hands": hands,
     "shapes": shapes,
     "grid": grid,
     "widgets": widgets,
@@ -73,7 +74,7 @@ def make_scene(rng: Random, kind: str | None = None, shares: dict[str, float] = 
 
     Args:
         rng: Source of randomness.
-        kind: Key of ``shares``; drawn by them if missing.
+        kind: Which; drawn by ``shares`` if missing.
         shares: Weights of the kinds.
 
     Returns:
@@ -82,4 +83,4 @@ def make_scene(rng: Random, kind: str | None = None, shares: dict[str, float] = 
     kind = kind or rng.choices(list(shares), list(shares.values()))[0]
     canvas, facts = _MAKERS[kind](rng)
     image, labels = canvas.finish()
-    return Scene(kind, image, labels, facts)
+    return Scene("cards" if kind == "hands" else kind, image, labels, facts)

@@ -62,6 +62,9 @@ LESSONS = (
     Lesson(13500, 0.8, 0.9, 0.7, 0.03, 0.2, 0.25, 0.85, 0.35),
     # Order again, in all kinds of prompts and behind copied strings: agents learn from what lies ready there.
     Lesson(14700, 0.85, 1.0, 0.65, 0.03, 0.35, 0.5, 0.8, 0.25),
+    # Totals of three and more cards need many tables, not many looks at few; then order again.
+    Lesson(16700, 0.85, 1.0, 0.75, 0.02, 0.2, 0.25, 0.8, 0.7),
+    Lesson(17700, 0.85, 1.0, 0.65, 0.03, 0.35, 0.5, 0.8, 0.35),
 )
 
 
@@ -133,6 +136,8 @@ class Sequences(IterableDataset[Any]):
         seed: Seed of the stream.
         lessons: What is practised when.
         first: Batches that were drawn before.
+        general: Pictures that come first and are of all kinds; those behind them are tables with cards, drawn only
+            where a lesson asks for cards.
         turns: Turns a sequence.
         batch: Sequences a batch.
     """
@@ -144,13 +149,15 @@ class Sequences(IterableDataset[Any]):
         seed: int,
         lessons: tuple[Lesson, ...] = LESSONS,
         first: int = 0,
+        general: int | None = None,
         turns: int = 8,
         batch: int = 16,
     ) -> None:
         self.tokenizer, self.facts, self.seed, self.lessons, self.first = tokenizer, facts, seed, lessons, first
         self.turns, self.batch = turns, batch
-        self.aligned = [index for index, known in enumerate(facts) if suits_alignment(known)]
-        self.tables = [index for index in self.aligned if facts[index][0] == "cards"]
+        self.general = len(facts) if general is None else general
+        self.aligned = [index for index in range(self.general) if suits_alignment(facts[index])]
+        self.tables = [i for i, known in enumerate(facts) if known[0] == "cards" and suits_alignment(known)]
 
     def __iter__(self) -> Iterator[Batch]:
         """Draw batches for ever."""
@@ -162,7 +169,7 @@ class Sequences(IterableDataset[Any]):
     def _picture(self, rng: Random, lesson: Lesson) -> int:
         if rng.random() < lesson.cards:
             return rng.choice(self.tables)
-        return rng.choice(self.aligned) if lesson.short == 1 else rng.randrange(len(self.facts))
+        return rng.choice(self.aligned) if lesson.short == 1 else rng.randrange(self.general)
 
     def _sequence(
         self, rng: Random, lesson: Lesson

@@ -8,7 +8,10 @@ from scripts.embedded_vlm.canvas import KIND_IDS, RANK_IDS, SUIT_IDS, Canvas, ra
 from scripts.embedded_vlm.looks import draw_size, shade
 from scripts.embedded_vlm.words import PRINTABLE
 
-__all__ = ["card_value", "cards", "deck", "total"]
+__all__ = ["card_value", "cards", "deck", "hands", "total"]
+
+_COUNTS = (0.1, 0.36, 0.25, 0.14, 0.08, 0.05, 0.02)
+"""Weights of rows of 1, 2, ... cards."""
 
 
 def card_value(rank: str) -> int:
@@ -21,8 +24,18 @@ def total(cards: list[tuple[str, str] | None]) -> int:
     return sum(card_value(card[0]) for card in cards if card)
 
 
-def cards(rng: Random) -> tuple[Canvas, dict[str, Any]]:
-    """One or two rows of cards on a coloured table, some face down, in two styles of drawing."""
+def hands(rng: Random) -> tuple[Canvas, dict[str, Any]]:
+    """The same with longer rows, whose totals need many examples."""
+    return cards(rng, (0.02, 0.2, 0.38, 0.24, 0.1, 0.05, 0.01))
+
+
+def cards(rng: Random, counts: tuple[float, ...] = _COUNTS) -> tuple[Canvas, dict[str, Any]]:
+    """One or two rows of cards on a coloured table, some face down, in two styles of drawing.
+
+    Args:
+        rng: Source of randomness.
+        counts: Weights of rows of 1, 2, ... cards.
+    """
     width, height = (300, 300) if rng.random() < 0.85 else draw_size(rng)
     if rng.random() < 0.7:
         table = (53 + rng.randint(-12, 12), 101 + rng.randint(-12, 12), 77 + rng.randint(-12, 12))
@@ -32,7 +45,7 @@ def cards(rng: Random) -> tuple[Canvas, dict[str, Any]]:
     plain = rng.random() < 0.1
     rows: list[list[tuple[str, str] | None]] = []
     for row in range(rng.choices([1, 2], [0.15, 0.85])[0]):
-        count = rng.choices([1, 2, 3, 4, 5, 6, 7], [0.1, 0.36, 0.25, 0.14, 0.08, 0.05, 0.02])[0]
+        count = rng.choices(range(1, len(counts) + 1), counts)[0]
         cards: list[tuple[str, str] | None] = [(rng.choice(RANKS), rng.choice(SUITS)) for _ in range(count)]
         if row == 0 and rng.random() < 0.55:
             cards = [cards[0], None] if rng.random() < 0.75 else [None, cards[0]]

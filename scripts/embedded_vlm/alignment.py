@@ -134,7 +134,8 @@ def _few_about_cards(rng: Random, rows: list[list[Any]]) -> tuple[str, str]:
 
 
 def _row(rng: Random, rows: list[list[Any]]) -> tuple[str, list[str]]:
-    which = rng.randrange(len(rows))
+    # a row with one open card has little to ask about
+    which = rng.choices(range(len(rows)), [1 + sum(card is not None for card in row) for row in rows])[0]
     name = "Lower" if which else "Upper" if len(rows) > 1 else "Cards"
     return name, [card[0] if card else "back" for card in rows[which]]
 
@@ -142,6 +143,8 @@ def _row(rng: Random, rows: list[list[Any]]) -> tuple[str, list[str]]:
 def _row_or_total(rng: Random, name: str, ranks: list[str]) -> tuple[str, str]:
     """Ask for the cards, their total, or both: adding what the reply has just read is a matter of text."""
     cards, total = " ".join(ranks), str(_total(ranks))
+    if "A" in ranks and rng.random() < 0.2:
+        return f"{name} total, ace 11?", str(_total(ranks) + 10 * ranks.count("A"))
     chance = rng.random()
     if chance < (0.35 if len(ranks) < 3 else 0.2):  # long rows are read soon, their totals late
         return f"{name} row?", cards

@@ -65,6 +65,9 @@ LESSONS = (
     # Totals of three and more cards need many tables, not many looks at few; then order again.
     Lesson(16700, 0.85, 1.0, 0.75, 0.02, 0.2, 0.25, 0.8, 0.7),
     Lesson(17700, 0.85, 1.0, 0.65, 0.03, 0.35, 0.5, 0.8, 0.35),
+    # The same once more, mostly about the longer row of a table, and aces that count 11.
+    Lesson(19700, 0.85, 1.0, 0.75, 0.02, 0.2, 0.25, 0.8, 0.75),
+    Lesson(20700, 0.85, 1.0, 0.65, 0.03, 0.35, 0.5, 0.8, 0.4),
 )
 
 

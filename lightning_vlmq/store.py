@@ -50,7 +50,7 @@ class TurnStore:
         shard_rows: int = 512,
         skip_damaged: bool = False,
         writer: str = "0",
-        cache_shards: int = 64,
+        cache_shards: int = 16,
         cache_bytes: int = 256 << 20,
     ) -> None:
         self.folder = Path(folder)

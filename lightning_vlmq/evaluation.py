@@ -65,8 +65,8 @@ _COLUMNS = {
 
 def print_scores(scores: Mapping[str, Scores], title: str, console: Console | None = None) -> None:
     """Prints a table, one row an agent."""
-    # a log has no width of its own: wide enough that names stay on one line
-    console = console or Console(width=None if sys.stdout.isatty() else 110)
+    # a log has no width of its own: wide enough that no cell of our own tables is wrapped
+    console = console or Console(width=None if sys.stdout.isatty() else 125)
     table = Table(title=title)
     table.add_column("")
     for header, _ in _COLUMNS.values():

@@ -142,14 +142,15 @@ def _row(rng: Random, rows: list[list[Any]]) -> tuple[str, list[str]]:
 
 def _row_or_total(rng: Random, name: str, ranks: list[str]) -> tuple[str, str]:
     """Ask for the cards, their total, or both: adding what the reply has just read is a matter of text."""
-    cards, total = " ".join(ranks), str(_total(ranks))
+    cards, total = " ".join(ranks), _total(ranks)
     if "A" in ranks and rng.random() < 0.2:
-        return f"{name} total, ace 11?", str(_total(ranks) + 10 * ranks.count("A"))
+        return f"{name} total, ace 11?", str(total + 10 * ranks.count("A"))
+    row, row_or_total = (0.35, 0.75) if len(ranks) < 3 else (0.2, 0.85)  # long rows are read soon, their totals late
     chance = rng.random()
-    if chance < (0.35 if len(ranks) < 3 else 0.2):  # long rows are read soon, their totals late
+    if chance < row:
         return f"{name} row?", cards
-    if chance < (0.75 if len(ranks) < 3 else 0.85):
-        return f"{name} total?", total
+    if chance < row_or_total:
+        return f"{name} total?", str(total)
     return f"{name} row, then the total?", f"{cards} = {total}"
 
 

@@ -6,6 +6,7 @@ from random import Random
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from scripts.embedded_vlm import training
@@ -13,6 +14,7 @@ from scripts.embedded_vlm.alignment import number_question, short_question, suit
 from scripts.embedded_vlm.canvas import Canvas, load_font
 from scripts.embedded_vlm.conversations import FORBIDDEN, corpus, make_turn, random_string
 from scripts.embedded_vlm.evaluate import ROWS, answer
+from scripts.embedded_vlm.language import tile_loss
 from scripts.embedded_vlm.pictures import SHARES, make_scene
 from scripts.embedded_vlm.sequences import LESSONS, Sequences, turn_tokens
 from scripts.embedded_vlm.vision import Classifier
@@ -125,6 +127,40 @@ def test_tables_of_the_second_pool_are_drawn_where_a_lesson_asks_for_cards(proce
     assert shown(cards=0.0) == {0, 1, 2}
     assert shown(cards=0.0, short=0.5) == {0, 1, 2}
     assert shown(cards=1.0) == {3, 4, 5}
+    assert shown(cards=0.0, labels=1.0) == {0, 1, 2}
+
+
+def test_a_lesson_decides_how_many_questions_ask_for_the_number_behind_a_label():
+    scene = next(s for s in (make_scene(Random(seed), "labels") for seed in range(99)) if len(s.facts["labels"]) == 2)
+
+    def asked(found: float) -> set[str]:
+        rng = Random(3)
+        facts = (scene.kind, scene.facts)
+        return {short_question(rng, facts, simple=1.0, found=found)[0].lower() for _ in range(200)}
+
+    looked_up = {form.format(name) for name, _ in scene.facts["labels"] for form in ("{}?", "read {}:")}
+    assert asked(1.0) == looked_up
+    assert "upper?" in asked(0.0)
+
+
+def test_every_worker_makes_sequences_of_its_own_and_no_step_is_missing(processor):
+    scenes = [make_scene(Random(seed), "labels") for seed in range(4)]
+    lessons = tuple(LESSONS[-1]._replace(end=step + 1, batch=step + 1, cards=0.0) for step in range(6))
+    data = Sequences(processor.tokenizer, [(s.kind, s.facts) for s in scenes], 1, lessons)
+    stream = iter(DataLoader(data, batch_size=None, num_workers=2))
+    batches = [next(stream) for _ in range(6)]
+    assert [len(batch.ids) for batch in batches] == [1, 2, 3, 4, 5, 6]  # the step's own lesson, in order
+    assert batches[4].ids[0].tolist() != batches[5].ids[0].tolist()
+
+
+def test_the_word_of_a_tile_weighs_more_than_its_characters(model):
+    # One tile with the character "a" (of four patches) and the word "b": the loss falls faster with the word's score.
+    tiles = torch.full((1, 64, 6), -1)
+    tiles[0, 0, :5] = torch.tensor([100, 100, 100, 100, 200])
+    features = torch.randn(1, 64, 640, generator=torch.Generator().manual_seed(0))
+    seen = model.model.text_model.norm(model.model.connector.modality_projection(features[:, :1]))
+    scores = model.lm_head(seen).log_softmax(-1)[0, 0]
+    assert tile_loss(model, features, tiles).item() == pytest.approx(-(scores[100] + scores[200]).item() / 2, rel=1e-5)
 
 
 def test_pictures_are_reproducible():

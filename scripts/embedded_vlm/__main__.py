@@ -21,10 +21,12 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("lightning_vlmq/embedded"), help="model folder")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--device", default="cpu", help="device to train on (build)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw and ask (build)")
     parser.add_argument("--count", type=int, default=300, help="held-out pictures a row of the table (evaluate)")
     arguments = parser.parse_args()
     if arguments.command == "build":
-        build(arguments.work, arguments.output, arguments.threads)
+        build(arguments.work, arguments.output, arguments.threads, arguments.device, arguments.workers)
     elif arguments.command == "games":
         read_games(arguments.output)
     elif arguments.command == "tower":

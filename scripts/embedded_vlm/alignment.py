@@ -91,26 +91,27 @@ def spellings(tokenizer: Any) -> np.ndarray:
     return found
 
 
-def short_question(rng: Random, facts: Facts, simple: float = 0.0) -> tuple[str, str]:
+def short_question(rng: Random, facts: Facts, simple: float = 0.0, found: float = 0.2) -> tuple[str, str]:
     """Ask in few words about labelled numbers or rows of cards: question and answer.
 
     Args:
         rng: Source of randomness.
         facts: A picture that :func:`suits_alignment`.
         simple: Share of questions in the fewest forms; what is asked in many forms at once is not learned.
+        found: Share of these about labelled numbers that ask for the number behind a label.
     """
     kind, known = facts
     easy = rng.random() < simple
     if kind == "labels":
-        return (_few_about_labels if easy else _about_labels)(rng, known["labels"])
+        return _few_about_labels(rng, known["labels"], found) if easy else _about_labels(rng, known["labels"])
     return (_few_about_cards if easy else _about_cards)(rng, known["rows"])
 
 
-def _few_about_labels(rng: Random, labels: list[tuple[str, int]]) -> tuple[str, str]:
-    chance = rng.random()
-    if len(labels) < 2 or chance < 0.2:
+def _few_about_labels(rng: Random, labels: list[tuple[str, int]], found: float) -> tuple[str, str]:
+    if len(labels) < 2 or rng.random() < found:
         label, number = rng.choice(labels)
         return _look_up(rng, rng.choice([label, label.capitalize()]), number)
+    chance = rng.uniform(0.2, 1)
     (_, x), (_, y) = labels[0], labels[-1]
     if chance < 0.3:
         return rng.choice([("Upper?", str(x)), ("Lower?", str(y))])

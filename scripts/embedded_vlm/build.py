@@ -16,9 +16,8 @@ from scripts.embedded_vlm.vision import Classifier, train_vision
 
 __all__ = ["assemble", "build", "export"]
 
-VISION_STEPS = 3300
-POOL_CHUNKS = 20
-TABLE_CHUNKS = 15
+POOL_CHUNKS = 36
+TABLE_CHUNKS = 14
 
 
 def _processor(work: Path) -> Idefics3Processor:
@@ -48,7 +47,7 @@ def assemble(work: Path) -> tuple[Idefics3ForConditionalGeneration, Idefics3Proc
     model = Idefics3ForConditionalGeneration(make_config(len(tokenizer), ids))
     path = work / "vision.pt"
     if path.is_file():
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location="cpu")
         classifier = Classifier(model.model.vision_model)
         average = Average(classifier)
         average.values = state["average"]
@@ -77,19 +76,23 @@ def export(model: Idefics3ForConditionalGeneration, processor: Idefics3Processor
     shutil.rmtree(temporary)
 
 
-def build(work: Path, output: Path, threads: int = 2) -> None:
+def build(work: Path, output: Path, threads: int = 2, device: str = "cpu", workers: int = 1) -> None:
     """Run every stage and write the model folder.
 
     Args:
         work: Working folder for checkpoints and pools (gigabytes).
         output: Model folder.
         threads: CPU threads.
+        device: Device to train on.
+        workers: Processes that draw pictures and make sequences.
     """
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    train_vision(work, VISION_STEPS)
+    torch.set_float32_matmul_precision("high")
+    train_vision(work, device=device, workers=workers)
     model, processor = assemble(work)
-    make_pool(model, processor.tokenizer, work, POOL_CHUNKS, seed=1)
-    make_pool(model, processor.tokenizer, work, TABLE_CHUNKS, seed=2, kind="hands")
-    train_language(model, processor.tokenizer, work, pool=1, tables=2)
-    export(model, processor, output)
+    model.to(device)
+    make_pool(model, processor.tokenizer, work, POOL_CHUNKS, seed=1, workers=workers)
+    make_pool(model, processor.tokenizer, work, TABLE_CHUNKS, seed=2, kind="hands", workers=workers)
+    train_language(model, processor.tokenizer, work, pool=1, tables=2, workers=workers)
+    export(model.cpu(), processor, output)

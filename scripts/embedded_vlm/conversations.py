@@ -60,14 +60,14 @@ _SENTENCES = (
 def filler(rng: Random) -> str:
     """A sentence of the kind that surrounds a question: irrelevant to the answer."""
     mode = rng.random()
-    if mode < 0.55:
+    if mode < 0.5:
         return rng.choice(_SENTENCES)
-    if mode < 0.72:
+    if mode < 0.64:
         last = rng.choice([5, 10, 10, 20, 64, 25])
         word = rng.choice(["Step", "Step", "Turn", "Page", "Round", "Picture"])
         return f"{word} {rng.randint(0, last)} of {last}."
-    if mode < 0.8:
-        return f"Example: {random_string(rng)}"
+    if mode < 0.8:  # an example stands in the prompts of agents: it is no order to copy
+        return f"{rng.choice(['Example:', 'Example:', 'Reply like:', 'Replies look like'])} {random_string(rng)}"
     if mode < 0.9:
         title = rng.choice(["Error", "Note", "Format", "Actions", "Words", "Hint"])
         return f"{title}: {', '.join(rng.choice(_ALL) for _ in range(rng.randint(1, 4)))}."

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import Idefics3ForConditionalGeneration
 
 from scripts.embedded_vlm.alignment import Facts, spellings, tile_tokens
@@ -31,15 +31,20 @@ __all__ = ["answer_logits", "load_pool", "make_pool", "tile_loss", "train_langua
 TILE_WEIGHT = 0.3
 """Weight of the loss that names tiles."""
 
+NAME_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 4.0, 4.0)
+"""Weights of a tile's names: four characters, its word or thing, the number of its line or its colour. With equal ones
+the characters hide the word, and no question finds it."""
+
 
 class _Scenes(IterableDataset[Scene]):
-    """Endless pictures, drawn in a process of their own."""
+    """Endless pictures, drawn in processes of their own."""
 
     def __init__(self, seed: int, kind: str | None) -> None:
         self.seed, self.kind = seed, kind
 
     def __iter__(self) -> Iterator[Scene]:
-        rng = Random(self.seed)
+        worker = get_worker_info()
+        rng = Random(self.seed + 1_000_000 * (worker.id if worker else 0))
         while True:
             yield make_scene(rng, self.kind)
 
@@ -53,32 +58,35 @@ def make_pool(
     seed: int,
     size: int = 1000,
     kind: str | None = None,
+    workers: int = 1,
 ) -> None:
     """Draw pictures and keep the tower's features, pixel-shuffled, with the pictures' facts and their tiles' names.
 
     Args:
-        model: Model whose tower is trained.
+        model: Model whose tower is trained; the pictures are encoded where it is.
         tokenizer: Its tokenizer.
         folder: Where ``pool_*.pt`` files are written; existing ones are kept.
         chunks: Number of files.
         seed: Seed of the pictures.
         size: Pictures a file.
         kind: Kind of all pictures; drawn by their shares if missing.
+        workers: Processes that draw pictures.
     """
     connector = model.model.connector
-    for chunk in range(chunks):
-        path = folder / f"pool_{seed}_{chunk:03d}.pt"
-        if path.is_file():
-            continue
-        clock = time.time()
-        data = _Scenes(10_000_000 + 1000 * seed + chunk, kind)
-        stream = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=64))
+    paths = [folder / f"pool_{seed}_{chunk:03d}.pt" for chunk in range(chunks)]
+    missing = [chunk for chunk in range(chunks) if not paths[chunk].is_file()]
+    if not missing:
+        return
+    data = _Scenes(10_000_000 + 1000 * seed + missing[0], kind)
+    stream = iter(DataLoader(data, batch_size=None, num_workers=workers, prefetch_factor=64))
+    for chunk in missing:
+        path, clock = paths[chunk], time.time()
         scenes, features = [], []
         for _ in range(0, size, 20):  # the next pictures are drawn while these are encoded
             part = list(itertools.islice(stream, 20))
-            pictures = encode_pictures(torch.stack([torch.tensor(scene.image) for scene in part]))
+            pictures = encode_pictures(torch.stack([torch.tensor(scene.image) for scene in part]).to(model.device))
             hidden = model.model.vision_model(pixel_values=pictures).last_hidden_state
-            features.append(connector.pixel_shuffle(hidden, connector.scale_factor).half())
+            features.append(connector.pixel_shuffle(hidden, connector.scale_factor).half().cpu())
             scenes += part
         folder.mkdir(parents=True, exist_ok=True)
         tiles = torch.tensor(np.stack([tile_tokens(scene.labels, tokenizer) for scene in scenes]))
@@ -114,8 +122,8 @@ def tile_loss(model: Idefics3ForConditionalGeneration, features: Tensor, tiles: 
     wanted = tiles[named]  # [n, 6]
     seen = model.model.text_model.norm(model.model.connector.modality_projection(features[named]))
     scores = model.lm_head(seen).log_softmax(-1).gather(-1, wanted.clamp(min=0))
-    valid = wanted >= 0
-    return -((scores * valid).sum(-1) / valid.sum(-1)).mean()
+    weights = (wanted >= 0) * scores.new_tensor(NAME_WEIGHTS)
+    return -((scores * weights).sum(-1) / weights.sum(-1)).mean()
 
 
 def answer_logits(model: Idefics3ForConditionalGeneration, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,7 +142,7 @@ def answer_logits(model: Idefics3ForConditionalGeneration, batch: Batch, feature
     seen = model.model.connector.modality_projection(features)
     embeddings = embeddings.masked_scatter(image[..., None], seen.to(embeddings.dtype))
     segments = batch.segments
-    causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool).tril()
+    causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()
     visible = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
     hidden = model.model.text_model(
         inputs_embeds=embeddings,
@@ -164,12 +172,12 @@ def _score(batch: Batch, right: Tensor) -> dict[str, list[int]]:
 
 def train_language(
     model: Idefics3ForConditionalGeneration, tokenizer: Any, folder: Path, *, lessons: tuple[Lesson, ...] = LESSONS,
-    rate: float = 1.5e-3, seed: int = 7, pool: int = 1, tables: int | None = None,
+    rate: float = 1.5e-3, seed: int = 7, pool: int = 1, tables: int | None = None, workers: int = 1,
 ) -> None:  # fmt: skip
     """Train connector and language model on questions about a pool of pictures; the model ends with averaged weights.
 
     Args:
-        model: Model with a trained tower; trained in place.
+        model: Model with a trained tower; trained in place, on the device where it is.
         tokenizer: Its tokenizer.
         folder: Working folder with the pool; ``language.pt`` is kept there and continued.
         lessons: What is practised when; the last one's end is the number of optimiser steps.
@@ -177,7 +185,9 @@ def train_language(
         seed: Seed of the questions.
         pool: Seed of the pool.
         tables: Seed of a second pool, of cards only; they are drawn where a lesson asks for cards.
+        workers: Processes that make sequences.
     """
+    device = model.device
     model.requires_grad_(True)
     model.model.vision_model.requires_grad_(False)
     module = nn.ModuleList([model.model.connector, model.model.text_model])
@@ -189,16 +199,18 @@ def train_language(
     if tables is not None:
         more = load_pool(folder, tables)
         features, facts, tiles = torch.cat([features, more[0]]), facts + more[1], torch.cat([tiles, more[2]])
-    alike = torch.tensor(spellings(tokenizer))
+    features, tiles = features.to(device), tiles.to(device)
+    alike = torch.tensor(spellings(tokenizer), device=device)
     data = Sequences(tokenizer, facts, 1000 * seed + start, lessons, start, general)
     stream = iter(
         DataLoader(
-            data, batch_size=None, num_workers=1, prefetch_factor=8, worker_init_fn=lambda _: os.nice(5) and None
+            data, batch_size=None, num_workers=workers, prefetch_factor=8, worker_init_fn=lambda _: os.nice(5) and None
         )
     )
     clock, losses, named, tally = time.time(), 0.0, 0.0, defaultdict(lambda: [0, 0])
     for step in range(start, steps):
-        sample: Batch = next(stream)
+        drawn: Batch = next(stream)
+        sample = Batch(*(part.to(device) for part in drawn[:5]), drawn.kinds)
         chosen = sample.pictures[sample.pictures >= 0]
         shown = features[chosen].float()
         logits, targets = answer_logits(model, sample, shown)
@@ -206,13 +218,14 @@ def train_language(
         losses += float(loss.detach())
         if len(chosen):
             wanted = tiles[chosen].long()
-            wanted = torch.where(wanted < 0, -1, alike[wanted.clamp(min=0), torch.randint(6, wanted.shape)])
+            spelling = torch.randint(6, wanted.shape, device=device)
+            wanted = torch.where(wanted < 0, -1, alike[wanted.clamp(min=0), spelling])
             naming = tile_loss(model, shown, wanted)
             named += float(naming.detach())
             loss = loss + TILE_WEIGHT * naming
         trained.update(step, loss)
         if step % 5 == 0:
-            for kind, (right, count) in _score(sample, logits.argmax(-1) == targets).items():
+            for kind, (right, count) in _score(drawn, (logits.argmax(-1) == targets).cpu()).items():
                 tally[kind][0] += right
                 tally[kind][1] += count
         if (step + 1) % 50 == 0:

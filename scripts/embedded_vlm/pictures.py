@@ -14,7 +14,7 @@ from scripts.embedded_vlm.worlds import grid, shapes, widgets
 
 __all__ = ["DENSE_SHARES", "MIDDLE_SHARES", "SHARES", "WHOLE_SHARES", "Scene", "make_scene"]
 
-SHARES = {"labels": 0.46, "words": 0.07, "cards": 0.32, "shapes": 0.05, "grid": 0.07, "widgets": 0.03}
+SHARES = {"labels": 0.36, "words": 0.12, "cards": 0.24, "shapes": 0.09, "grid": 0.12, "widgets": 0.07}
 """Share of each kind of picture."""
 
 
@@ -25,15 +25,15 @@ DENSE_SHARES = {"digits": 0.15, "page": 0.4, "deck": 0.17, "labels": 0.18, "word
 """Its middle: text of all kinds on nearly every patch."""
 
 WHOLE_SHARES = {
-    "digits": 0.07,
-    "page": 0.24,
-    "deck": 0.09,
-    "labels": 0.32,
-    "cards": 0.12,
-    "words": 0.07,
-    "grid": 0.04,
-    "shapes": 0.02,
-    "widgets": 0.03,
+    "digits": 0.04,
+    "page": 0.22,
+    "deck": 0.08,
+    "labels": 0.3,
+    "cards": 0.1,
+    "words": 0.1,
+    "grid": 0.07,
+    "shapes": 0.03,
+    "widgets": 0.06,
 }
 """Its end: mostly pictures of the kinds that questions are asked about."""
 

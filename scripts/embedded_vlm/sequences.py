@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from scripts.embedded_vlm.alignment import Facts, number_question, short_question, suits_alignment
 from scripts.embedded_vlm.conversations import FORBIDDEN, dress, filler, make_turn
@@ -30,6 +30,9 @@ class Lesson(NamedTuple):
         wordy: Share of turns with sentences around the question.
         numbers: Share of turns without picture that are about numbers given in words.
         cards: Share of pictures that are drawn from tables with cards only.
+        batch: Sequences a step.
+        labels: Share of pictures that are drawn from those of labelled numbers only.
+        found: Share of the simple questions about these that ask for the number behind a label.
     """
 
     end: int
@@ -41,9 +44,13 @@ class Lesson(NamedTuple):
     wordy: float
     numbers: float
     cards: float = 0.0
+    batch: int = 16
+    labels: float = 0.0
+    found: float = 0.2
 
 
 LESSONS = (
+    # end, pictured, short, simple, describing, copying, wordy, numbers, cards, batch, labels, found
     # Text alone first: copying is learned in minutes where every token of a batch practises it.
     Lesson(450, 0.0, 0.0, 0.0, 0.0, 0.6, 0.0, 0.1),
     # Comparing and adding numbers in words: not learned from pictures alone in thousands of steps.
@@ -68,6 +75,13 @@ LESSONS = (
     # The same once more, mostly about the longer row of a table, and aces that count 11.
     Lesson(19700, 0.85, 1.0, 0.75, 0.02, 0.2, 0.25, 0.8, 0.75),
     Lesson(20700, 0.85, 1.0, 0.65, 0.03, 0.35, 0.5, 0.8, 0.4),
+    # Everything at once, as much as a GPU can practise in minutes: all questions, all pictures, all prompts.
+    Lesson(23500, 0.85, 0.45, 0.4, 0.05, 0.3, 0.35, 0.6, 0.25, 128),
+    Lesson(26100, 0.88, 0.45, 0.5, 0.04, 0.35, 0.45, 0.6, 0.3, 128),
+    # Which number belongs to which label, in two forms; then everything once more.
+    Lesson(26900, 0.95, 1.0, 0.9, 0.02, 0.1, 0.1, 0.6, 0.0, 16, 0.85, 0.7),
+    Lesson(27650, 0.9, 0.55, 0.5, 0.05, 0.3, 0.35, 0.5, 0.2, 16, 0.2, 0.4),
+    Lesson(28750, 0.92, 0.55, 0.5, 0.05, 0.3, 0.3, 0.5, 0.25, 16, 0.15, 0.5),
 )
 
 
@@ -112,7 +126,7 @@ def turn_tokens(rng: Random, tokenizer: Any, facts: Facts | None, lesson: Lesson
     kind = "plain" if facts is None else facts[0]
     asked = None
     if facts and suits_alignment(facts) and rng.random() < lesson.short:
-        asked, kind = short_question(rng, facts, lesson.simple), f"short {kind}"
+        asked, kind = short_question(rng, facts, lesson.simple, lesson.found), f"short {kind}"
     question, text, copies = make_turn(rng, facts, lesson.copying, 0.0, asked)
     if copies:
         kind = "copy" if text == copies[0] else f"copy+{kind}"
@@ -142,7 +156,6 @@ class Sequences(IterableDataset[Any]):
         general: Pictures that come first and are of all kinds; those behind them are tables with cards, drawn only
             where a lesson asks for cards.
         turns: Turns a sequence.
-        batch: Sequences a batch.
     """
 
     def __init__(
@@ -154,24 +167,29 @@ class Sequences(IterableDataset[Any]):
         first: int = 0,
         general: int | None = None,
         turns: int = 8,
-        batch: int = 16,
     ) -> None:
         self.tokenizer, self.facts, self.seed, self.lessons, self.first = tokenizer, facts, seed, lessons, first
-        self.turns, self.batch = turns, batch
+        self.turns = turns
         self.general = len(facts) if general is None else general
         self.aligned = [index for index in range(self.general) if suits_alignment(facts[index])]
         self.tables = [i for i, known in enumerate(facts) if known[0] == "cards" and suits_alignment(known)]
+        self.labels = [i for i, known in enumerate(facts) if known[0] == "labels"]
 
     def __iter__(self) -> Iterator[Batch]:
         """Draw batches for ever."""
-        rng = Random(self.seed)
-        for drawn in itertools.count(self.first):
+        worker = get_worker_info()
+        index, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        rng = Random(self.seed + 1_000_000 * index)
+        for drawn in itertools.count(self.first + index, workers):
             lesson = next((entry for entry in self.lessons if drawn < entry.end), self.lessons[-1])
-            yield collate([self._sequence(rng, lesson) for _ in range(self.batch)], self.tokenizer.pad_token_id)
+            yield collate([self._sequence(rng, lesson) for _ in range(lesson.batch)], self.tokenizer.pad_token_id)
 
     def _picture(self, rng: Random, lesson: Lesson) -> int:
-        if rng.random() < lesson.cards:
+        chance = rng.random()
+        if chance < lesson.cards:
             return rng.choice(self.tables)
+        if chance < lesson.cards + lesson.labels:
+            return rng.choice(self.labels)
         return rng.choice(self.aligned) if lesson.short == 1 else rng.randrange(self.general)
 
     def _sequence(

@@ -85,7 +85,7 @@ class Trained:
             (rate, torch.optim.AdamW(others, weight_decay=0.05, betas=(0.9, 0.98), fused=True)),
         ]
         if path.is_file():
-            state = torch.load(path, weights_only=True)
+            state = torch.load(path, weights_only=True, map_location=next(module.parameters()).device)
             self.start = self.average.steps = state["step"]
             module.load_state_dict(state["model"])
             self.average.values = state["average"]

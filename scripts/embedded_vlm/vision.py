@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
 
 from scripts.embedded_vlm.canvas import HEADS, PATCHES
@@ -22,7 +23,7 @@ from scripts.embedded_vlm.model import encode_pictures, make_config, make_local
 from scripts.embedded_vlm.pictures import DENSE_SHARES, MIDDLE_SHARES, WHOLE_SHARES, make_scene
 from scripts.embedded_vlm.training import Trained
 
-__all__ = ["LESSONS", "Classifier", "Pictures", "train_vision"]
+__all__ = ["LESSONS", "Classifier", "Lesson", "Pictures", "train_vision"]
 
 NOTHING = 0.05
 """Weight of a patch that shows nothing of a head's classes."""
@@ -30,8 +31,30 @@ NOTHING = 0.05
 WEIGHTS = {"char": 3.0, "rank": 1.5, "number": 1.0, "word": 1.0, "line": 0.6, "suit": 0.5, "total": 0.1}
 """Weights of the heads' losses, 0.3 for the others: heads that cannot be right yet would drown those that learn."""
 
-LESSONS = ((0.16, 4, MIDDLE_SHARES), (0.4, 8, DENSE_SHARES), (1.0, PATCHES, WHOLE_SHARES))
-"""Share of the steps at which each lesson ends, side of its attention windows in patches, its pictures."""
+
+class Lesson(NamedTuple):
+    """What a part of the stage practises.
+
+    Attributes:
+        end: Step at which it ends.
+        window: Side of the attention windows in patches.
+        shares: Share of each kind of picture.
+        batch: Pictures a step; a quarter of them fresh, the rest repeated from a pool of recent ones.
+    """
+
+    end: int
+    window: int
+    shares: dict[str, float]
+    batch: int = 16
+
+
+LESSONS = (
+    Lesson(528, 4, MIDDLE_SHARES),
+    Lesson(1320, 8, DENSE_SHARES),
+    Lesson(3300, PATCHES, WHOLE_SHARES),
+    # Words need many more pictures than digits and cards; meant for a GPU.
+    Lesson(5900, PATCHES, WHOLE_SHARES, 128),
+)
 
 
 class Classifier(nn.Module):
@@ -85,14 +108,15 @@ class Pictures(IterableDataset[tuple[np.ndarray, np.ndarray]]):
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Draw pictures for ever."""
         os.nice(10)  # the renderer must not hold up the training threads
-        rng = Random(self.seed)
+        worker = get_worker_info()
+        rng = Random(self.seed + 100_000 * (worker.id if worker else 0))
         while True:
             scene = make_scene(rng, shares=self.shares)
             yield scene.image.copy(), scene.labels
 
 
-def _loss(logits: list[Tensor], labels: Tensor) -> tuple[Tensor, list[tuple[float, float]]]:
-    """Weighted cross-entropy of all heads; per head correct and present labelled patches."""
+def _loss(logits: list[Tensor], labels: Tensor) -> tuple[Tensor, np.ndarray]:
+    """Weighted cross-entropy of all heads; per head correct and present labelled patches ``[heads, 2]``."""
     losses, counts = [], []
     for head, scores in enumerate(logits):
         target = labels[:, head].reshape(-1)
@@ -100,42 +124,49 @@ def _loss(logits: list[Tensor], labels: Tensor) -> tuple[Tensor, list[tuple[floa
         weight = torch.where(target > 0, 1.0, NOTHING)
         losses.append((nn.functional.cross_entropy(scores, target, reduction="none") * weight).sum() / weight.sum())
         seen = target > 0
-        counts.append((float((scores.argmax(-1) == target)[seen].sum()), float(seen.sum())))
-    weights = torch.tensor([WEIGHTS.get(head, 0.3) for head in HEADS])
-    return (weights * torch.stack(losses)).sum(), counts
+        counts.append(torch.stack([((scores.argmax(-1) == target) & seen).sum(), seen.sum()]))
+    weights = torch.tensor([WEIGHTS.get(head, 0.3) for head in HEADS], device=labels.device)
+    return (weights * torch.stack(losses)).sum(), torch.stack(counts).cpu().numpy()
 
 
-def train_vision(folder: Path, steps: int, batch: int = 16, rate: float = 2e-3, seed: int = 1) -> None:
+def train_vision(
+    folder: Path, lessons: tuple[Lesson, ...] = LESSONS, *, rate: float = 2e-3, seed: int = 1, device: str = "cpu",
+    workers: int = 1,
+) -> None:  # fmt: skip
     """Train the tower and keep it in ``folder/vision.pt``; continues where an interrupted run stopped.
 
     Args:
         folder: Working folder.
-        steps: Optimiser steps.
-        batch: Pictures a step; a quarter of them fresh, the rest repeated from a pool of recent ones.
+        lessons: What is practised when; the last one's end is the number of optimiser steps.
         rate: Peak learning rate.
         seed: Seed of weights and pictures.
+        device: Device to train on.
+        workers: Processes that draw pictures.
     """
     torch.manual_seed(seed)
     ids = dict.fromkeys(("image", "eos", "pad", "bos"), 0)
     model = Classifier(Idefics3VisionTransformer(make_config(1536, ids).vision_config))
     make_local(model.vision)
+    model.to(device)
+    steps = lessons[-1].end
     trained = Trained(model, folder / "vision.pt", steps, rate, clip=2.0)
     start = trained.start
     rng, clock, tallies = Random(seed + start), time.time(), np.zeros((len(HEADS), 2))
-    lesson, window, fresh_size, stream, pool = -1, 0, batch // 4, iter(()), []
+    current, fresh_size, stream, pool = None, 0, iter(()), []
     for step in range(start, steps):
-        current = next(i for i, (end, _, _) in enumerate(LESSONS) if step < end * steps or end == 1.0)
-        if current != lesson:
-            lesson, (_, window, shares) = current, LESSONS[current]
-            data = Pictures(1_000_000 * seed + 1000 * step + lesson, shares)
-            stream = iter(DataLoader(data, batch_size=fresh_size, num_workers=1, prefetch_factor=16))
+        lesson = next(entry for entry in lessons if step < entry.end)
+        if lesson is not current:
+            current, window, fresh_size = lesson, lesson.window, lesson.batch // 4
+            data = Pictures(1_000_000 * seed + 1000 * step, lesson.shares)
+            loader = DataLoader(data, batch_size=fresh_size, num_workers=workers, prefetch_factor=16)
+            stream = iter(loader)
             pool = [next(stream) for _ in range(150)]
         fresh = next(stream)
         pool.append(fresh)
         if len(pool) > 500:
             pool.pop(0)
-        repeated = rng.choices(pool, k=(batch - fresh_size) // fresh_size)
-        pictures, labels = (torch.cat(parts) for parts in zip(fresh, *repeated, strict=True))
+        repeated = rng.choices(pool, k=(lesson.batch - fresh_size) // fresh_size)
+        pictures, labels = (torch.cat(parts).to(device) for parts in zip(fresh, *repeated, strict=True))
         if window < PATCHES:  # every place sees everything: pictures are rolled by whole patches
             rows, columns = rng.randrange(PATCHES), rng.randrange(PATCHES)
             pictures = pictures.roll((16 * rows, 16 * columns), (1, 2))
@@ -143,7 +174,7 @@ def train_vision(folder: Path, steps: int, batch: int = 16, rate: float = 2e-3, 
         corner = (rng.randrange(window), rng.randrange(window))
         loss, counts = _loss(model(encode_pictures(pictures), window, corner), labels.long())
         trained.update(step, loss)
-        tallies += np.array(counts)
+        tallies += counts
         if (step + 1) % 50 == 0:
             right = " ".join(f"{n} {a / max(1, b):.2f}" for n, (a, b) in zip(HEADS, tallies, strict=True))
             print(

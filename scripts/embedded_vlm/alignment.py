@@ -111,15 +111,15 @@ def _few_about_labels(rng: Random, labels: list[tuple[str, int]], found: float) 
     if len(labels) < 2 or rng.random() < found:
         label, number = rng.choice(labels)
         return _look_up(rng, rng.choice([label, label.capitalize()]), number)
-    chance = rng.uniform(0.2, 1)
+    chance = rng.random()
     (_, x), (_, y) = labels[0], labels[-1]
-    if chance < 0.3:
+    if chance < 0.125:
         return rng.choice([("Upper?", str(x)), ("Lower?", str(y))])
-    if chance < 0.58:
+    if chance < 0.475:
         return "Sign between upper and lower?", by_order(x, y)
-    if chance < 0.74:
+    if chance < 0.675:
         return "upper and lower, then the sign?", f"{x} {y} {by_order(x, y)}"
-    if chance < 0.92:
+    if chance < 0.9:
         return "Is upper above lower?", by_order(x, y, "no", "yes", "equal")
     (a, x), (b, y) = rng.sample(labels, 2)
     return f"{a} and {b}, then the sign?", f"{x} {y} {by_order(x, y)}"

@@ -11,20 +11,19 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Idefics3ForConditionalGeneration
 
 from scripts.embedded_vlm.alignment import Facts, spellings, tile_tokens
 from scripts.embedded_vlm.model import encode_pictures
 from scripts.embedded_vlm.pictures import Scene, make_scene
 from scripts.embedded_vlm.sequences import LESSONS, Batch, Lesson, Sequences
-from scripts.embedded_vlm.training import Trained
+from scripts.embedded_vlm.training import Trained, worker_random
 
 __all__ = ["answer_logits", "load_pool", "make_pool", "tile_loss", "train_language"]
 
@@ -43,8 +42,7 @@ class _Scenes(IterableDataset[Scene]):
         self.seed, self.kind = seed, kind
 
     def __iter__(self) -> Iterator[Scene]:
-        worker = get_worker_info()
-        rng = Random(self.seed + 1_000_000 * (worker.id if worker else 0))
+        rng, _, _ = worker_random(self.seed)
         while True:
             yield make_scene(rng, self.kind)
 

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from scripts.embedded_vlm.alignment import Facts, number_question, short_question, suits_alignment
 from scripts.embedded_vlm.conversations import FORBIDDEN, dress, filler, make_turn
 from scripts.embedded_vlm.model import IMAGE_TOKENS
 from scripts.embedded_vlm.questions import describe
+from scripts.embedded_vlm.training import worker_random
 
 __all__ = ["LESSONS", "Batch", "Lesson", "Sequences", "collate", "turn_tokens"]
 
@@ -153,8 +154,8 @@ class Sequences(IterableDataset[Any]):
         seed: Seed of the stream.
         lessons: What is practised when.
         first: Batches that were drawn before.
-        general: Pictures that come first and are of all kinds; those behind them are tables with cards, drawn only
-            where a lesson asks for cards.
+        general: Pictures that come first and are of all kinds; those behind them are drawn only where a lesson
+            asks for cards or for labels.
         turns: Turns a sequence.
     """
 
@@ -177,9 +178,7 @@ class Sequences(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Batch]:
         """Draw batches for ever."""
-        worker = get_worker_info()
-        index, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        rng = Random(self.seed + 1_000_000 * index)
+        rng, index, workers = worker_random(self.seed)
         for drawn in itertools.count(self.first + index, workers):
             lesson = next((entry for entry in self.lessons if drawn < entry.end), self.lessons[-1])
             yield collate([self._sequence(rng, lesson) for _ in range(lesson.batch)], self.tokenizer.pad_token_id)

@@ -2,14 +2,27 @@
 
 import math
 from pathlib import Path
+from random import Random
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import get_worker_info
 
-__all__ = ["Average", "Trained"]
+__all__ = ["Average", "Trained", "worker_random"]
 
 SAVE_EVERY = 250
 """Steps between two states on disk."""
+
+
+def worker_random(seed: int) -> tuple[Random, int, int]:
+    """Source of randomness of a process that loads data, its number and how many there are; the caller's own is 0 of 1.
+
+    Args:
+        seed: Seed of all of them; the first one draws from ``Random(seed)``.
+    """
+    worker = get_worker_info()
+    index, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+    return Random(seed + 1_000_003 * index), index, workers  # stages space their seeds by thousands
 
 
 class Average:

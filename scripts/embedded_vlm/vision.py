@@ -15,13 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset
 from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
 
 from scripts.embedded_vlm.canvas import HEADS, PATCHES
 from scripts.embedded_vlm.model import encode_pictures, make_config, make_local
 from scripts.embedded_vlm.pictures import DENSE_SHARES, MIDDLE_SHARES, WHOLE_SHARES, make_scene
-from scripts.embedded_vlm.training import Trained
+from scripts.embedded_vlm.training import Trained, worker_random
 
 __all__ = ["LESSONS", "Classifier", "Lesson", "Pictures", "train_vision"]
 
@@ -108,8 +108,7 @@ class Pictures(IterableDataset[tuple[np.ndarray, np.ndarray]]):
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Draw pictures for ever."""
         os.nice(10)  # the renderer must not hold up the training threads
-        worker = get_worker_info()
-        rng = Random(self.seed + 100_000 * (worker.id if worker else 0))
+        rng, _, _ = worker_random(self.seed)
         while True:
             scene = make_scene(rng, shares=self.shares)
             yield scene.image.copy(), scene.labels
@@ -152,14 +151,14 @@ def train_vision(
     trained = Trained(model, folder / "vision.pt", steps, rate, clip=2.0)
     start = trained.start
     rng, clock, tallies = Random(seed + start), time.time(), np.zeros((len(HEADS), 2))
-    current, fresh_size, stream, pool = None, 0, iter(()), []
+    current, stream, pool = None, iter(()), []
     for step in range(start, steps):
         lesson = next(entry for entry in lessons if step < entry.end)
+        window, fresh_size = lesson.window, lesson.batch // 4
         if lesson is not current:
-            current, window, fresh_size = lesson, lesson.window, lesson.batch // 4
+            current = lesson
             data = Pictures(1_000_000 * seed + 1000 * step, lesson.shares)
-            loader = DataLoader(data, batch_size=fresh_size, num_workers=workers, prefetch_factor=16)
-            stream = iter(loader)
+            stream = iter(DataLoader(data, batch_size=fresh_size, num_workers=workers, prefetch_factor=16))
             pool = [next(stream) for _ in range(150)]
         fresh = next(stream)
         pool.append(fresh)

@@ -331,6 +331,12 @@ class VLMQ(L.LightningModule):
                     f"load it with the configuration it was made with"
                 )
 
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As in PyTorch; that the frozen base is not among the keys is no news."""
+        keys = super().load_state_dict(*args, **kwargs)
+        own = self._checkpoint_keys()
+        return keys._replace(missing_keys=[key for key in keys.missing_keys if key in own])
+
     def _checkpoint_keys(self) -> set[str]:
         trained = {f"vlm.{name}" for name in self.vlm.trainable_names()}
         return trained | {key for key in self.state_dict() if not key.startswith("vlm.")}

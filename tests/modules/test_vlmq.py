@@ -197,6 +197,18 @@ def test_checkpoints_hold_what_was_trained(vlm: VLM, tmp_path: Path) -> None:
         module.on_load_checkpoint(checkpoint)
 
 
+@pytest.mark.filterwarnings("error:Found keys that are in the model state dict")
+def test_a_checkpoint_loads_by_lightnings_own_way(tiny_folder: Path, tmp_path: Path) -> None:
+    module = VLMQ(VLM(str(tiny_folder), lora_rank=2), critic_width=16, **LR)
+    trainer = _trainer(tmp_path, 2)
+    trainer.fit(module, _data(tmp_path))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = VLMQ.load_from_checkpoint(tmp_path / "a.ckpt", vlm=VLM(str(tiny_folder), lora_rank=2), weights_only=True)
+    assert loaded.hparams["critic_width"] == 16
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+
+
 @pytest.mark.parametrize(("optimizer", "accumulate"), [("adamw", 1), ("adamw8bit", 2)])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     tiny_folder: Path, tmp_path: Path, optimizer: str, accumulate: int

@@ -1,0 +1,108 @@
+"""Reads out what a Blackjack run's critic and policy think of every state, in several hands each.
+
+    python -m scripts.blackjack_critic runs/blackjack --hands 8
+
+Hit and stand part at one token of the reply; there Q and pi are read. Three greedy policies are scored exactly: the
+language head's choice, the critic's choice, and the critic's choice after averaging its values over the hands of a
+state (what is lost between these two is lost by judging hands of the same state differently). Then, by the number of
+cards: how far the advantage of hitting lies from its state's mean, and how often its sign is the optimal one.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from lightning_vlmq import VLM, VLMQ
+from lightning_vlmq.batches import TurnEncoder
+from lightning_vlmq.envs import AgentEnv, Blackjack
+from lightning_vlmq.envs.blackjack import BlackjackState, optimal_action
+from lightning_vlmq.envs.exact_blackjack import HandOptions, blackjack_states, sample_hands, score_blackjack
+from lightning_vlmq.turns import Turn
+
+Shown = list[tuple[BlackjackState, HandOptions]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of `vlmq fit`, with config.yaml")
+    parser.add_argument("--checkpoint", default="last", help="name in the run's checkpoints, without .ckpt")
+    parser.add_argument("--hands", type=int, default=4, help="hands shown for each state")
+    parser.add_argument("--seed", type=int, default=0, help="of the hands")
+    options = parser.parse_args()
+    torch.set_flush_denormal(True)
+
+    model = load(options.run, options.checkpoint)
+    rng = np.random.default_rng(options.seed)
+    shown = [(state, hand) for state in blackjack_states() for hand in sample_hands(state, rng, options.hands)]
+    q, pi = read_out(model, shown, options.seed)
+    gap = (q[:, 0] - q[:, 1]).numpy()
+    means = by_state(shown, gap)
+    choices = {
+        "policy": by_state(shown, (pi[:, 0] > pi[:, 1]).numpy()),
+        "critic": by_state(shown, gap > 0),
+        "critic, mean over hands": {state: float(mean > 0) for state, mean in means.items()},
+    }
+    print(f"{len(shown)} hands\n\n| greedy choice of | wins | mean return |\n|---|---|---|")
+    for name, choice in choices.items():
+        score = score_blackjack(choice)
+        print(f"| {name} | {score.win:.2%} | {score.mean_return:+.3f} |")
+
+    print("\n| cards | hands | mean distance of Q(hit) - Q(stand) from its state's | sign is the optimal one |")
+    print("|---|---|---|---|")
+    cards = np.array([len(hand["player"]) for _, hand in shown])
+    distance = np.abs(gap - np.array([means[state] for state, _ in shown]))
+    right = np.array(
+        [(value > 0) == (optimal_action(state) == "hit") for (state, _), value in zip(shown, gap, strict=True)]
+    )
+    for count in range(2, 6):
+        rows = (cards == count) if count < 5 else (cards >= 5)
+        label = str(count) if count < 5 else "5 or more"
+        print(f"| {label} | {rows.sum()} | {distance[rows].mean():.3f} | {right[rows].mean():.1%} |")
+
+
+def load(run: Path, checkpoint: str) -> VLMQ:
+    """The trained module of a run."""
+    path = run / "checkpoints" / f"{checkpoint}.ckpt"
+    for needed in (run / "config.yaml", path):
+        if not needed.exists():
+            raise SystemExit(f"{needed} is missing: name the folder of a `vlmq fit` and one of its checkpoints")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    vlm = VLM(**config["model"]["init_args"]["vlm"]["init_args"])
+    model: VLMQ = VLMQ.load_from_checkpoint(path, vlm=vlm, map_location="cpu")
+    return model.eval()
+
+
+@torch.no_grad()
+def read_out(model: VLMQ, shown: Shown, seed: int) -> tuple[Tensor, Tensor]:
+    """Q and pi of the tokens with which hit and stand part, ``[hands, 2]`` each."""
+    env, encoder = AgentEnv(Blackjack()), TurnEncoder(model.vlm)
+    replies = [env.parser.format(action) for action in ("hit", "stand")]
+    ids = [encoder.encode_text(reply) for reply in replies]
+    fork = next(i for i, (one, other) in enumerate(zip(*ids, strict=False)) if one != other)
+    tokens = torch.tensor([row[fork] for row in ids])
+    turns = []
+    for number, (_, hand) in enumerate(shown):
+        observation = env.reset(seed=seed + number, options={**hand})
+        turns.append(Turn(env.name, str(number), 0, observation, reply=replies[0], terminated=True))
+    q, pi = [], []
+    for start in range(0, len(turns), 64):
+        heads = model(encoder.batch(some := turns[start : start + 64], some))
+        q.append(model.critic.q(heads.hidden[:, fork], tokens.expand(len(some), 2)))
+        pi.append(heads.logits[:, fork].softmax(-1)[:, tokens])
+    return torch.cat(q), torch.cat(pi)
+
+
+def by_state(shown: Shown, values: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> dict[BlackjackState, float]:
+    """Mean over the hands of each state."""
+    found: dict[BlackjackState, list[float]] = {}
+    for (state, _), value in zip(shown, values, strict=True):
+        found.setdefault(state, []).append(float(value))
+    return {state: float(np.mean(row)) for state, row in found.items()}
+
+
+if __name__ == "__main__":
+    main()

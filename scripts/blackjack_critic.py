@@ -38,7 +38,10 @@ def main() -> None:
     model = load(options.run, options.checkpoint)
     rng = np.random.default_rng(options.seed)
     shown = [(state, hand) for state in blackjack_states() for hand in sample_hands(state, rng, options.hands)]
-    q, pi = read_out(model, shown, options.seed)
+    with torch.no_grad():
+        hidden, tokens = fork(model.vlm, shown, options.seed)
+        q = model.critic.q(hidden, tokens.expand(len(hidden), 2))
+        pi = model.vlm.logits(hidden)[:, tokens]
     gap = (q[:, 0] - q[:, 1]).numpy()
     means = by_state(shown, gap)
     choices = {
@@ -77,23 +80,21 @@ def load(run: Path, checkpoint: str) -> VLMQ:
 
 
 @torch.no_grad()
-def read_out(model: VLMQ, shown: Shown, seed: int) -> tuple[Tensor, Tensor]:
-    """Q and pi of the tokens with which hit and stand part, ``[hands, 2]`` each."""
-    env, encoder = AgentEnv(Blackjack()), TurnEncoder(model.vlm)
+def fork(vlm: VLM, shown: Shown, seed: int) -> tuple[Tensor, Tensor]:
+    """Hidden states where the replies "hit" and "stand" part, ``[hands, D]``, and the two tokens."""
+    env, encoder = AgentEnv(Blackjack()), TurnEncoder(vlm)
     replies = [env.parser.format(action) for action in ("hit", "stand")]
     ids = [encoder.encode_text(reply) for reply in replies]
-    fork = next(i for i, (one, other) in enumerate(zip(*ids, strict=False)) if one != other)
-    tokens = torch.tensor([row[fork] for row in ids])
+    place = next(i for i, (one, other) in enumerate(zip(*ids, strict=False)) if one != other)
     turns = []
     for number, (_, hand) in enumerate(shown):
         observation = env.reset(seed=seed + number, options={**hand})
         turns.append(Turn(env.name, str(number), 0, observation, reply=replies[0], terminated=True))
-    q, pi = [], []
+    found = []
     for start in range(0, len(turns), 64):
-        heads = model(encoder.batch(some := turns[start : start + 64], some))
-        q.append(model.critic.q(heads.hidden[:, fork], tokens.expand(len(some), 2)))
-        pi.append(heads.logits[:, fork].softmax(-1)[:, tokens])
-    return torch.cat(q), torch.cat(pi)
+        batch = encoder.batch(some := turns[start : start + 64], some)
+        found.append(vlm.hidden(batch.inputs)[torch.arange(len(some)), batch.positions[:, place]])
+    return torch.cat(found), torch.tensor([row[place] for row in ids])
 
 
 def by_state(shown: Shown, values: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> dict[BlackjackState, float]:

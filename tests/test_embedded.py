@@ -1,5 +1,6 @@
 """The embedded model: loads like any other, is small, round-trips text and never saw the agents' tag."""
 
+import itertools
 from pathlib import Path
 from random import Random
 
@@ -14,9 +15,10 @@ from scripts.embedded_vlm.alignment import number_question, short_question, suit
 from scripts.embedded_vlm.canvas import Canvas, load_font
 from scripts.embedded_vlm.conversations import FORBIDDEN, corpus, make_turn, random_string
 from scripts.embedded_vlm.evaluate import ROWS, answer
+from scripts.embedded_vlm.knowledge import KNOWN, Knowledge, known
 from scripts.embedded_vlm.language import tile_loss
 from scripts.embedded_vlm.pictures import SHARES, make_scene
-from scripts.embedded_vlm.sequences import LESSONS, Sequences, turn_tokens
+from scripts.embedded_vlm.sequences import LESSONS, STATE, Sequences, turn_tokens
 from scripts.embedded_vlm.vision import Classifier
 from scripts.embedded_vlm.words import WORDS
 
@@ -141,6 +143,54 @@ def test_a_lesson_decides_how_many_questions_ask_for_the_number_behind_a_label()
     looked_up = {form.format(name) for name, _ in scene.facts["labels"] for form in ("{}?", "read {}:")}
     assert asked(1.0) == looked_up
     assert "upper?" in asked(0.0)
+
+
+def test_turns_that_ask_nothing_describe_the_picture_or_want_states(processor):
+    scene = next(s for s in (make_scene(Random(seed), "labels") for seed in range(99)) if len(s.facts["labels"]) == 2)
+    lesson = LESSONS[-1]._replace(end=10, pictured=1.0, cards=0.0, labels=1.0, batch=8, unasked=1.0)
+    stream = Sequences(processor.tokenizer, [(scene.kind, scene.facts)], 1, (lesson,))
+    description = ", ".join(f"{word} {number}" for word, number in scene.facts["labels"])
+    texts, spoken = [], []
+    for batch in itertools.islice(stream, 20):
+        for row in range(8):
+            for turn in range(1, 9):
+                ids, labels = (part[row][batch.segments[row] == turn] for part in (batch.ids, batch.labels))
+                if len(ids) and "<|assistant|>" in (words := processor.tokenizer.convert_ids_to_tokens(ids)):
+                    reply = words.index("<|assistant|>")
+                    assert (labels[:reply] == -100).all()
+                    spoken.append(bool((labels >= 0).any()))
+                    if spoken[-1]:
+                        assert processor.tokenizer.decode(labels[reply:-2]) == description
+                    else:
+                        assert (labels[reply:] == STATE).all()
+                    texts.append(processor.tokenizer.decode(ids))
+    assert len(texts) > 500
+    assert 0.4 < sum(spoken) / len(spoken) < 0.6
+    assert not [text for text in texts if FORBIDDEN in text.lower().replace(" ", "")]
+
+
+def test_facts_that_states_have_to_know():
+    cards = [[("K", "spades"), None], [("A", "hearts"), ("7", "clubs"), ("J", "clubs")]]
+    assert dict(zip(KNOWN, known(("cards", {"rows": cards})), strict=True)) == {
+        **dict.fromkeys(KNOWN, -1), "upper total": 10, "lower total": 18, "lower ace": 1}  # fmt: skip
+    for pair, order in (((3, 8), 0), ((9, 8), 1), ((8, 8), 2)):
+        found = known(("labels", {"labels": [("a", pair[0]), ("b", 50), ("c", pair[1])]}))
+        assert found[:3] == [pair[0], pair[1], order]
+    grid = known(("grid", {"cells": {}, "agent": (1, 6), "facing": "up"}))
+    assert grid[-3:] == [1, 6, 3]
+    assert known(("words", {"words": ["a"]})) == [-1] * len(KNOWN)
+
+
+def test_heads_count_only_facts_that_a_picture_has():
+    heads = Knowledge(4)
+    wanted = torch.full((3, len(KNOWN)), -1)
+    wanted[0, 2], wanted[1, 2] = 1, 2  # "order" of two pictures; of the third nothing is known
+    hidden = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    loss, counts = heads(hidden, wanted)
+    scores = heads.heads[2](hidden[:2]).log_softmax(-1)
+    assert loss.item() == pytest.approx(-(scores[0, 1] + scores[1, 2]).item() / 2, rel=1e-5)
+    assert counts[:, 1].tolist() == [0, 0, 2, 0, 0, 0, 0, 0, 0]
+    assert heads(hidden, torch.full((3, len(KNOWN)), -1))[0].item() == 0
 
 
 def test_every_worker_makes_sequences_of_its_own_and_no_step_is_missing(processor):

@@ -2,7 +2,8 @@
 
 The tower is frozen by now: its features of a pool of pictures are computed once, and every step is a step of the small
 language model only. A second loss names what each tile of a picture shows: the output of the connector, through the
-model's own last norm and head, has to be the token.
+model's own last norm and head, has to be the token. A third one names facts of the picture from the states behind
+prompts that ask nothing.
 """
 
 import itertools
@@ -20,15 +21,19 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Idefics3ForConditionalGeneration
 
 from scripts.embedded_vlm.alignment import Facts, spellings, tile_tokens
+from scripts.embedded_vlm.knowledge import KNOWN, Knowledge, known
 from scripts.embedded_vlm.model import encode_pictures
 from scripts.embedded_vlm.pictures import Scene, make_scene
-from scripts.embedded_vlm.sequences import LESSONS, Batch, Lesson, Sequences
+from scripts.embedded_vlm.sequences import LESSONS, STATE, Batch, Lesson, Sequences
 from scripts.embedded_vlm.training import Trained, worker_random
 
-__all__ = ["answer_logits", "load_pool", "make_pool", "tile_loss", "train_language"]
+__all__ = ["hidden_states", "load_pool", "make_pool", "tile_loss", "train_language"]
 
 TILE_WEIGHT = 0.3
 """Weight of the loss that names tiles."""
+
+KNOWLEDGE_WEIGHT = 0.5
+"""Weight of the loss of states behind prompts that ask nothing."""
 
 NAME_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 4.0, 4.0)
 """Weights of a tile's names: four characters, its word or thing, the number of its line or its colour. With equal ones
@@ -124,8 +129,8 @@ def tile_loss(model: Idefics3ForConditionalGeneration, features: Tensor, tiles: 
     return -((scores * weights).sum(-1) / weights.sum(-1)).mean()
 
 
-def answer_logits(model: Idefics3ForConditionalGeneration, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits where an answer's token comes next.
+def hidden_states(model: Idefics3ForConditionalGeneration, batch: Batch, features: Tensor) -> Tensor:
+    """Hidden states that the language head reads.
 
     Args:
         model: The model.
@@ -133,7 +138,7 @@ def answer_logits(model: Idefics3ForConditionalGeneration, batch: Batch, feature
         features: Pixel-shuffled features of the pictures of the rows that have one ``[b, 64, 640]``.
 
     Returns:
-        Logits ``[N, V]`` and next tokens ``[N]``, in row-major order.
+        ``[B, T, width]``.
     """
     embeddings = model.get_input_embeddings()(batch.ids)
     image = batch.ids == model.config.image_token_id
@@ -142,20 +147,20 @@ def answer_logits(model: Idefics3ForConditionalGeneration, batch: Batch, feature
     segments = batch.segments
     causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()
     visible = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
-    hidden = model.model.text_model(
+    output = model.model.text_model(
         inputs_embeds=embeddings,
         attention_mask=(visible & causal)[:, None],
         position_ids=batch.positions,
         use_cache=False,
-    ).last_hidden_state
-    wanted = batch.labels != -100
-    return model.lm_head(hidden[wanted]), batch.labels[wanted]
+    )
+    hidden: Tensor = output.last_hidden_state
+    return hidden
 
 
 def _score(batch: Batch, right: Tensor) -> dict[str, list[int]]:
     """Turns answered exactly (every token the likeliest), by kind: [right, all]."""
     found: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    wanted = batch.labels != -100
+    wanted = batch.labels >= 0
     correct = torch.ones_like(wanted)
     correct[wanted] = right
     for row, kinds in enumerate(batch.kinds):
@@ -188,7 +193,8 @@ def train_language(
     device = model.device
     model.requires_grad_(True)
     model.model.vision_model.requires_grad_(False)
-    module = nn.ModuleList([model.model.connector, model.model.text_model])
+    knowledge = Knowledge(model.config.text_config.hidden_size).to(device)
+    module = nn.ModuleList([model.model.connector, model.model.text_model, knowledge])
     steps = lessons[-1].end
     trained = Trained(module, folder / "language.pt", steps, rate, muon_rate=1.0, warm_up=50, flat=0.85)
     start = trained.start
@@ -198,6 +204,7 @@ def train_language(
         more = load_pool(folder, tables)
         features, facts, tiles = torch.cat([features, more[0]]), facts + more[1], torch.cat([tiles, more[2]])
     features, tiles = features.to(device), tiles.to(device)
+    classes = torch.tensor([known(each) for each in facts], device=device)
     alike = torch.tensor(spellings(tokenizer), device=device)
     data = Sequences(tokenizer, facts, 1000 * seed + start, lessons, start, general)
     stream = iter(
@@ -206,14 +213,22 @@ def train_language(
         )
     )
     clock, losses, named, tally = time.time(), 0.0, 0.0, defaultdict(lambda: [0, 0])
+    counts = torch.zeros(len(KNOWN), 2)
     for step in range(start, steps):
         drawn: Batch = next(stream)
         sample = Batch(*(part.to(device) for part in drawn[:5]), drawn.kinds)
         chosen = sample.pictures[sample.pictures >= 0]
         shown = features[chosen].float()
-        logits, targets = answer_logits(model, sample, shown)
+        hidden = hidden_states(model, sample, shown)
+        logits, targets = model.lm_head(hidden[sample.labels >= 0]), sample.labels[sample.labels >= 0]
         loss = nn.functional.cross_entropy(logits, targets)
         losses += float(loss.detach())
+        silent = sample.labels == STATE
+        if silent.any():
+            pictures = sample.pictures[:, None].expand(-1, silent.shape[1])[silent]
+            knowing, right_and_all = knowledge(hidden[silent], classes[pictures])
+            counts += right_and_all.cpu()
+            loss = loss + KNOWLEDGE_WEIGHT * knowing
         if len(chosen):
             wanted = tiles[chosen].long()
             spelling = torch.randint(6, wanted.shape, device=device)
@@ -228,6 +243,8 @@ def train_language(
                 tally[kind][1] += count
         if (step + 1) % 50 == 0:
             shares = " ".join(f"{kind} {a / b:.2f}" for kind, (a, b) in sorted(tally.items()))
+            shares += "".join(f" | {f} {a / b:.2f}" for f, (a, b) in zip(KNOWN, counts.tolist(), strict=True) if b)
+            counts.zero_()
             print(
                 f"language {step + 1}/{steps} {(time.time() - clock) / 50:.2f} s/step "
                 f"loss {losses / 50:.3f} tiles {named / 50:.2f} | {shares}",

@@ -10,12 +10,15 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from scripts.embedded_vlm.alignment import Facts, number_question, short_question, suits_alignment
-from scripts.embedded_vlm.conversations import FORBIDDEN, dress, filler, make_turn
+from scripts.embedded_vlm.conversations import FORBIDDEN, dress, filler, make_turn, random_string
 from scripts.embedded_vlm.model import IMAGE_TOKENS
 from scripts.embedded_vlm.questions import describe
 from scripts.embedded_vlm.training import worker_random
 
-__all__ = ["LESSONS", "Batch", "Lesson", "Sequences", "collate", "turn_tokens"]
+__all__ = ["LESSONS", "STATE", "Batch", "Lesson", "Sequences", "collate", "turn_tokens"]
+
+STATE = -200
+"""Label of positions without a wanted token, whose hidden state has to know the picture (``knowledge.py``)."""
 
 
 class Lesson(NamedTuple):
@@ -34,6 +37,7 @@ class Lesson(NamedTuple):
         batch: Sequences a step.
         labels: Share of pictures that are drawn from those of labelled numbers only.
         found: Share of the simple questions about these that ask for the number behind a label.
+        unasked: Share of turns about a picture that ask nothing.
     """
 
     end: int
@@ -48,10 +52,11 @@ class Lesson(NamedTuple):
     batch: int = 16
     labels: float = 0.0
     found: float = 0.2
+    unasked: float = 0.0
 
 
 LESSONS = (
-    # end, pictured, short, simple, describing, copying, wordy, numbers, cards, batch, labels, found
+    # end, pictured, short, simple, describing, copying, wordy, numbers, cards, batch, labels, found, unasked
     # Text alone first: copying is learned in minutes where every token of a batch practises it.
     Lesson(450, 0.0, 0.0, 0.0, 0.0, 0.6, 0.0, 0.1),
     # Comparing and adding numbers in words: not learned from pictures alone in thousands of steps.
@@ -83,6 +88,9 @@ LESSONS = (
     Lesson(26900, 0.95, 1.0, 0.9, 0.02, 0.1, 0.1, 0.6, 0.0, 16, 0.85, 0.7),
     Lesson(27650, 0.9, 0.55, 0.5, 0.05, 0.3, 0.35, 0.5, 0.2, 16, 0.2, 0.4),
     Lesson(28750, 0.92, 0.55, 0.5, 0.05, 0.3, 0.3, 0.5, 0.25, 16, 0.15, 0.5),
+    # What the picture shows has to be known behind any prompt: agents learn from the states behind theirs.
+    Lesson(30250, 0.95, 0.55, 0.5, 0.05, 0.3, 0.3, 0.5, 0.4, 16, 0.12, 0.5, 0.4),
+    Lesson(31750, 0.95, 0.55, 0.5, 0.05, 0.25, 0.3, 0.5, 0.45, 16, 0.12, 0.5, 0.55),
 )
 
 
@@ -93,9 +101,9 @@ class Batch(NamedTuple):
         ids: Tokens ``[B, T]``, padded on the right.
         positions: Rotary positions ``[B, T]``; every turn continues behind the shared prefix.
         segments: 0 for the shared prefix, 1.. for turns, -1 for padding ``[B, T]``.
-        labels: Next token where it belongs to an answer, else -100 ``[B, T]``.
+        labels: Next token where it belongs to an answer, else :data:`STATE` or -100 ``[B, T]``.
         pictures: Index of the picture in the pool, -1 for none ``[B]``.
-        kinds: Kind of each turn, by row.
+        kinds: Kind of each turn with an answer, by row.
     """
 
     ids: Tensor
@@ -134,6 +142,22 @@ def turn_tokens(rng: Random, tokenizer: Any, facts: Facts | None, lesson: Lesson
     if rng.random() < lesson.wordy:
         question = dress(rng, question)
     return tokenizer.encode(question), [*tokenizer.encode(text), tokenizer.eos_token_id], kind
+
+
+def _unasked(rng: Random, tokenizer: Any, facts: Facts) -> tuple[list[int], list[int], bool]:
+    """A message that asks nothing, a reply, and whether the reply is to be learned.
+
+    Half of them say what the picture shows. The others hold any string, as the prompt of an agent does whose task
+    nobody has explained: there the states count.
+    """
+    sentences = [filler(rng) for _ in range(rng.randint(1, 6))]
+    message = tokenizer.encode(rng.choice([" ", " ", "\n"]).join(sentences))
+    if rng.random() < 0.5:
+        return message, [*tokenizer.encode(describe(rng, *facts)[1]), tokenizer.eos_token_id], True
+    reply = FORBIDDEN
+    while FORBIDDEN in reply.replace(" ", ""):
+        reply = " ".join(random_string(rng) for _ in range(rng.randint(1, 2)))
+    return message, tokenizer.encode(reply)[:10], False
 
 
 def _drill(rng: Random, tokenizer: Any) -> tuple[list[int], list[int], str]:
@@ -218,7 +242,11 @@ class Sequences(IterableDataset[Any]):
         )
         kinds: list[str] = []
         for turn in range(1, count + 1):
-            if picture < 0 and rng.random() < lesson.numbers:
+            spoken = True
+            if facts and rng.random() < lesson.unasked:
+                message, reply, spoken = _unasked(rng, self.tokenizer, facts)
+                kind = f"unasked {facts[0]}"
+            elif picture < 0 and rng.random() < lesson.numbers:
                 question, text, kind = number_question(rng)
                 message, reply = self.tokenizer.encode(question), [*self.tokenizer.encode(text), eos]
             elif picture < 0 and rng.random() < 0.6:
@@ -232,11 +260,13 @@ class Sequences(IterableDataset[Any]):
             head = [] if picture >= 0 and not image_last and (turn == 1 or not chained) else [user]
             body = [*head, *message, *(block if image_last else []), eos, assistant]
             start = positions[-1] + 1 if chained and positions else len(prefix)
-            labels += [-100] * (len(body) - 1) + reply + [-100]
+            labels += [-100] * (len(body) - 1)
+            labels += [*reply, -100] if spoken else [STATE] * (len(reply) + 1)
             ids += body + reply
             positions += range(start, start + len(body) + len(reply))
             segments += [0 if chained else turn] * (len(body) + len(reply))
-            kinds.append(kind)
+            if spoken:
+                kinds.append(kind)
         return ids, positions, segments, labels, picture, kinds
 
 

@@ -1,0 +1,68 @@
+"""What hidden states know of the picture behind prompts that ask nothing: linear heads, in training only.
+
+A model that adds a row of cards only behind "Lower total?" has to learn it again behind any other prompt: an agent from
+its rewards, for example. With these heads the sums stand ready behind every prompt that asks for nothing else.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from scripts.embedded_vlm.alignment import Facts
+from scripts.embedded_vlm.tables import total
+
+__all__ = ["KNOWN", "Knowledge", "known"]
+
+KNOWN = {"upper number": 100, "lower number": 100, "order": 3, "upper total": 80, "lower total": 80, "lower ace": 2}
+KNOWN |= {"agent's column": 8, "agent's row": 8, "agent's direction": 4}
+"""Facts and their number of classes."""
+
+_DIRECTIONS = ("right", "down", "left", "up")
+
+
+def known(facts: Facts) -> list[int]:
+    """Classes of a picture's facts in the order of :data:`KNOWN`, -1 where a picture has none."""
+    kind, seen = facts
+    found = dict.fromkeys(KNOWN, -1)
+    if kind == "labels":
+        upper, lower = seen["labels"][0][1], seen["labels"][-1][1]
+        found |= {"upper number": upper, "lower number": lower, "order": (upper > lower) + 2 * (upper == lower)}
+    elif kind == "cards" and seen.get("rows"):
+        upper, lower = seen["rows"][0], seen["rows"][-1]
+        found |= {"upper total": min(79, total(upper)), "lower total": min(79, total(lower))}
+        found["lower ace"] = int(any(card is not None and card[0] == "A" for card in lower))
+    elif kind == "grid":
+        column, row = seen["agent"]
+        direction = _DIRECTIONS.index(seen["facing"])
+        found |= {"agent's column": column, "agent's row": row, "agent's direction": direction}
+    return list(found.values())
+
+
+class Knowledge(nn.Module):
+    """A linear head for each fact.
+
+    Args:
+        width: Width of the hidden states.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(width, classes) for classes in KNOWN.values())
+
+    def forward(self, hidden: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of all facts, each counted alike, and how many are named right.
+
+        Args:
+            hidden: States behind prompts that ask nothing ``[N, width]``.
+            wanted: Classes ``[N, facts]``, -1 for none.
+
+        Returns:
+            Mean loss over the facts that occur; right and all of each fact ``[facts, 2]``.
+        """
+        losses, counts = [], []
+        for head, classes in zip(self.heads, wanted.unbind(1), strict=True):
+            there = classes >= 0
+            scores = head(hidden[there])
+            if len(scores):
+                losses.append(nn.functional.cross_entropy(scores, classes[there]))
+            counts.append(torch.stack([(scores.argmax(-1) == classes[there]).sum(), there.sum()]))
+        return torch.stack(losses).mean() if losses else hidden.sum() * 0.0, torch.stack(counts)

@@ -6,8 +6,7 @@ import numpy as np
 
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.envs.agent import AgentEnv
-from lightning_vlmq.envs.blackjack import BlackjackState
-from lightning_vlmq.envs.exact_blackjack import blackjack_states, sample_hands, score_blackjack
+from lightning_vlmq.envs.exact_blackjack import sample_every_state, score_blackjack, state_means
 from lightning_vlmq.envs.exact_numberline import numberline_pairs
 from lightning_vlmq.policy import VLMPolicy
 from lightning_vlmq.rollout import play
@@ -68,18 +67,14 @@ class BlackjackScoreboard:
         """Scores of the greedy policy."""
         rng = np.random.default_rng(self.seed)
         policy = VLMPolicy(encoder)
-        shown = [(state, hand) for state in blackjack_states() for hand in sample_hands(state, rng, self.hands)]
+        shown = sample_every_state(rng, self.hands)
         observations = []
         for number, (_, hand) in enumerate(shown):
             observations.append(env.reset(seed=self.seed + number, options={**hand}))
         replies = policy.reply([env] * len(shown), observations)
-        hits: dict[BlackjackState, list[float]] = {}
-        valid = 0
-        for (state, _), reply in zip(shown, replies, strict=True):
-            action = env.parser.parse(reply.text)
-            valid += action in ("hit", "stand")
-            hits.setdefault(state, []).append(float(action == "hit"))
-        score = score_blackjack({state: float(np.mean(values)) for state, values in hits.items()})
+        actions = [env.parser.parse(reply.text) for reply in replies]
+        valid = sum(action in ("hit", "stand") for action in actions)
+        score = score_blackjack(state_means(shown, (action == "hit" for action in actions)))
         return {
             "win": score.win,
             "lose": score.lose,

@@ -20,7 +20,7 @@ from lightning_vlmq import VLM, VLMQ
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.envs import AgentEnv, Blackjack
 from lightning_vlmq.envs.blackjack import BlackjackState, optimal_action
-from lightning_vlmq.envs.exact_blackjack import HandOptions, blackjack_states, sample_hands, score_blackjack
+from lightning_vlmq.envs.exact_blackjack import HandOptions, sample_every_state, score_blackjack, state_means
 from lightning_vlmq.turns import Turn
 
 Shown = list[tuple[BlackjackState, HandOptions]]
@@ -37,16 +37,16 @@ def main() -> None:
 
     model = load(options.run, options.checkpoint)
     rng = np.random.default_rng(options.seed)
-    shown = [(state, hand) for state in blackjack_states() for hand in sample_hands(state, rng, options.hands)]
+    shown = sample_every_state(rng, options.hands)
     with torch.no_grad():
         hidden, tokens = fork(model.vlm, shown, options.seed)
         q = model.critic.q(hidden, tokens.expand(len(hidden), 2))
         pi = model.vlm.logits(hidden)[:, tokens]
     gap = (q[:, 0] - q[:, 1]).numpy()
-    means = by_state(shown, gap)
+    means = state_means(shown, gap)
     choices = {
-        "policy": by_state(shown, (pi[:, 0] > pi[:, 1]).numpy()),
-        "critic": by_state(shown, gap > 0),
+        "policy": state_means(shown, (pi[:, 0] > pi[:, 1]).numpy()),
+        "critic": state_means(shown, gap > 0),
         "critic, mean over hands": {state: float(mean > 0) for state, mean in means.items()},
     }
     print(f"{len(shown)} hands\n\n| greedy choice of | wins | mean return |\n|---|---|---|")
@@ -95,14 +95,6 @@ def fork(vlm: VLM, shown: Shown, seed: int) -> tuple[Tensor, Tensor]:
         batch = encoder.batch(some := turns[start : start + 64], some)
         found.append(vlm.hidden(batch.inputs)[torch.arange(len(some)), batch.positions[:, place]])
     return torch.cat(found), torch.tensor([row[place] for row in ids])
-
-
-def by_state(shown: Shown, values: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> dict[BlackjackState, float]:
-    """Mean over the hands of each state."""
-    found: dict[BlackjackState, list[float]] = {}
-    for (state, _), value in zip(shown, values, strict=True):
-        found.setdefault(state, []).append(float(value))
-    return {state: float(np.mean(row)) for state, row in found.items()}
 
 
 if __name__ == "__main__":

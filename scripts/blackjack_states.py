@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from lightning_vlmq import VLM
 from lightning_vlmq.envs.exact_blackjack import (
     blackjack_q,
-    blackjack_states,
     optimal_blackjack_policy,
-    sample_hands,
+    sample_every_state,
     score_blackjack,
+    state_means,
 )
-from scripts.blackjack_critic import Shown, by_state, fork
+from scripts.blackjack_critic import fork
 
 
 def main() -> None:
@@ -34,26 +34,22 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_flush_denormal(True)
     vlm = VLM(options.name, lora_rank=0)
-    fitted, scored = _hands(options.hands, 1), _hands(4, 0)
+    fitted = sample_every_state(np.random.default_rng(1), options.hands)
+    scored = sample_every_state(np.random.default_rng(0), 4)
     hidden, unseen = fork(vlm, fitted, 0)[0], fork(vlm, scored, 10**6)[0]
+    inputs, unseen = ((each - hidden.mean(0)) / hidden.std(0) for each in (hidden, unseen))
     exact = blackjack_q(optimal_blackjack_policy())
     values = torch.tensor([[exact[state]["hit"], exact[state]["stand"]] for state, _ in fitted])
     print(f"{len(fitted)} hands fitted, {len(scored)} others scored\n\n| seed | wins | mean return |\n|---|---|---|")
     for seed in options.seeds:
         torch.manual_seed(seed)
-        q = _fit(hidden, values, options.noise)((unseen - hidden.mean(0)) / hidden.std(0))
-        score = score_blackjack(by_state(scored, (q[:, 0] > q[:, 1]).numpy()))
+        q = _fit(inputs, values, options.noise)(unseen)
+        score = score_blackjack(state_means(scored, (q[:, 0] > q[:, 1]).numpy()))
         print(f"| {seed} | {score.win:.2%} | {score.mean_return:+.3f} |", flush=True)
 
 
-def _hands(count: int, seed: int) -> Shown:
-    rng = np.random.default_rng(seed)
-    return [(state, hand) for state in blackjack_states() for hand in sample_hands(state, rng, count)]
-
-
-def _fit(hidden: Tensor, values: Tensor, noise: float, steps: int = 3000, batch: int = 64) -> nn.Module:
+def _fit(inputs: Tensor, values: Tensor, noise: float, steps: int = 3000, batch: int = 64) -> nn.Module:
     """An MLP like the critic's from standardised states to both values; every visit draws new noise."""
-    inputs = (hidden - hidden.mean(0)) / hidden.std(0)
     network = nn.Sequential(nn.Linear(inputs.shape[1], 400), nn.SiLU(), nn.Linear(400, 2))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, steps)

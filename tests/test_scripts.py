@@ -6,8 +6,9 @@ import torch
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.envs import AgentEnv, Blackjack
 from lightning_vlmq.envs.blackjack import BlackjackState
+from lightning_vlmq.envs.exact_blackjack import state_means
 from lightning_vlmq.vlm import VLM
-from scripts.blackjack_critic import Shown, by_state, fork
+from scripts.blackjack_critic import Shown, fork
 
 
 def test_hit_and_stand_part_behind_the_tag(vlm: VLM) -> None:
@@ -27,4 +28,4 @@ def test_values_of_a_state_are_averaged_over_its_hands() -> None:
     one, other = BlackjackState(12, False, 3), BlackjackState(13, True, 3)
     hand = {"player": ["2", "K"], "dealer": "3"}
     shown: Shown = [(one, hand), (other, hand), (one, hand)]  # type: ignore[list-item]
-    assert by_state(shown, np.array([1.0, 5.0, 2.0])) == {one: 1.5, other: 5.0}
+    assert state_means(shown, np.array([1.0, 5.0, 2.0])) == {one: 1.5, other: 5.0}

@@ -5,7 +5,7 @@ environment's own.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -21,8 +21,10 @@ __all__ = [
     "blackjack_states",
     "optimal_blackjack",
     "optimal_blackjack_policy",
+    "sample_every_state",
     "sample_hands",
     "score_blackjack",
+    "state_means",
 ]
 
 _CARDS = tuple((value, 4 / 13 if value == 10 else 1 / 13) for value in range(1, 11))
@@ -151,6 +153,34 @@ def sample_hands(state: BlackjackState, rng: np.random.Generator, count: int) ->
             if total > 21 or (not soft and total >= state.total):
                 break
     return hands
+
+
+def sample_every_state(rng: np.random.Generator, count: int) -> list[tuple[BlackjackState, HandOptions]]:
+    """Draw hands of each state, as :func:`sample_hands` does.
+
+    Args:
+        rng: Source of randomness.
+        count: Number of hands of each state.
+
+    Returns:
+        States with their hands, in the order of :func:`blackjack_states`.
+    """
+    return [(state, hand) for state in blackjack_states() for hand in sample_hands(state, rng, count)]
+
+
+def state_means(
+    shown: Sequence[tuple[BlackjackState, HandOptions]], values: Iterable[float]
+) -> dict[BlackjackState, float]:
+    """Return the mean over the hands of each state.
+
+    Args:
+        shown: States with their hands.
+        values: One a hand.
+    """
+    found: dict[BlackjackState, list[float]] = {}
+    for (state, _), value in zip(shown, values, strict=True):
+        found.setdefault(state, []).append(float(value))
+    return {state: float(np.mean(row)) for state, row in found.items()}
 
 
 def _look(value: int, rng: np.random.Generator) -> str:

@@ -1,6 +1,6 @@
-"""The token critic: heads from hidden states to values of tokens, PopArt, and the moving-average target.
+"""The token critic: heads from hidden states to values of tokens, and the moving-average target.
 
-Everything here computes in float32 whatever the VLM's precision: steps of 5e-4 and .008 vanish in bfloat16.
+Everything here computes in float32 whatever the VLM's precision: steps of .008 vanish in bfloat16.
 """
 
 import copy
@@ -11,7 +11,9 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Critic", "EmbeddingCritic", "MLPCritic", "PopArt", "TokenCritic"]
+from lightning_vlmq.normalisation import PopArt, Standardise, keep_float32
+
+__all__ = ["Critic", "EmbeddingCritic", "MLPCritic", "TokenCritic"]
 
 
 class TokenCritic(nn.Module):
@@ -34,7 +36,7 @@ class TokenCritic(nn.Module):
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        return cast(Self, super()._apply(_keep_float32(fn), recurse))  # type: ignore[no-untyped-call]
+        return cast(Self, super()._apply(keep_float32(fn), recurse))  # type: ignore[no-untyped-call]
 
 
 class MLPCritic(TokenCritic):
@@ -122,120 +124,26 @@ class _FrozenEmbeddings(nn.Module):
         self.register_buffer("rows", rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-6), persistent=False)
 
 
-class PopArt(nn.Module):
-    """Normalises targets by running statistics and preserves outputs when these move (van Hasselt 2016).
-
-    A scalar affine (w, b) stands between the critic's raw output x and its normalised prediction w x + b; the value is
-    sigma (w x + b) + mu. When mu and sigma move, w and b are rescaled so that values stay the same, and the output
-    layer is never touched. All five are buffers that no optimiser sees, shared by the critic and its target.
-
-    Args:
-        step: Step size of the statistics (paper: 5e-4); bias-corrected, counted from 2, since a first step of
-            size 1 would erase ``init``.
-        init: Second moment to start from (paper: 100).
-        enabled: False leaves values as they are.
-    """
-
-    def __init__(self, step: float = 5e-4, init: float = 100.0, enabled: bool = True) -> None:
-        super().__init__()
-        self.step = step
-        self.enabled = enabled
-        self.mu: Tensor
-        self.nu: Tensor
-        self.count: Tensor
-        self.w: Tensor
-        self.b: Tensor
-        self.pending: Tensor
-        self.register_buffer("mu", torch.tensor(0.0, dtype=torch.float32))
-        self.register_buffer("nu", torch.tensor(init, dtype=torch.float32))
-        self.register_buffer("count", torch.tensor(1, dtype=torch.long))
-        self.register_buffer("w", torch.tensor(1.0, dtype=torch.float32))
-        self.register_buffer("b", torch.tensor(0.0, dtype=torch.float32))
-        # sums over turns of weight, weight x mean target, weight x mean squared target since the last commit
-        self.register_buffer("pending", torch.zeros(3, dtype=torch.float32))
-
-    @property
-    def sigma(self) -> Tensor:
-        """Scale, sqrt(clip(nu - mu^2, 1e-4, 1e8)); 1 when disabled."""
-        if not self.enabled:
-            return torch.ones_like(self.mu)
-        return (self.nu - self.mu.square()).clamp(1e-4, 1e8).sqrt()
-
-    def scale(self, x: Tensor) -> Tensor:
-        """Normalised predictions w x + b of raw outputs."""
-        return self.w * x + self.b
-
-    def normalise(self, y: Tensor) -> Tensor:
-        """(y - mu) / sigma."""
-        return (y - self.mu) / self.sigma
-
-    def denormalise(self, y: Tensor) -> Tensor:
-        """Sigma y + mu, in units of reward."""
-        return y * self.sigma + self.mu
-
-    @torch.no_grad()
-    def observe(self, targets: Tensor, mask: Tensor, weight: Tensor | None = None) -> None:
-        """Takes targets in without moving yet; each turn counts once, spread over its tokens.
-
-        Args:
-            targets: ``[B, T]``.
-            mask: True at tokens that count ``[B, T]``.
-            weight: Of the turns ``[B]``.
-        """
-        if not self.enabled:
-            return
-        if weight is not None:
-            mask = mask & (weight != 0).unsqueeze(-1)  # a turn of weight 0 may hold anything
-        tokens = mask.sum(-1)
-        used = (tokens > 0).float() if weight is None else (tokens > 0) * weight.float()
-        targets = torch.where(mask, targets.float(), 0.0)
-        size = tokens.clamp(min=1)
-        mean, square = targets.sum(-1) / size, targets.square().sum(-1) / size
-        self.pending += torch.stack([used.sum(), (used * mean).sum(), (used * square).sum()])
-
-    @torch.no_grad()
-    def commit(self) -> None:
-        """Moves the statistics by what was observed on all ranks, once an optimiser step; values stay the same."""
-        if not self.enabled:
-            return
-        pending = self.pending.clone()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(pending)
-        self.pending.zero_()
-        if pending[0] <= 0:
-            return
-        mean, square = pending[1] / pending[0], pending[2] / pending[0]
-        self.count += 1
-        step = self.step / (1 - (1 - self.step) ** int(self.count))
-        old_mu, old_sigma = self.mu.clone(), self.sigma
-        self.mu += step * (mean - self.mu)
-        self.nu += step * (square - self.nu)
-        new_sigma = self.sigma
-        self.w *= old_sigma / new_sigma
-        self.b.copy_((old_sigma * self.b + old_mu - self.mu) / new_sigma)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        return cast(Self, super()._apply(_keep_float32(fn), recurse))  # type: ignore[no-untyped-call]
-
-
 class Critic(nn.Module):
     """Critic head, its frozen moving average, and the statistics that both share.
 
     Args:
         head: The critic; the target is a deep copy of it.
-        popart: Statistics.
+        popart: Statistics of the targets.
+        inputs: Statistics of the hidden states.
     """
 
-    def __init__(self, head: TokenCritic, popart: PopArt) -> None:
+    def __init__(self, head: TokenCritic, popart: PopArt, inputs: Standardise) -> None:
         super().__init__()
         self.online = head
         shared: dict[int, Any] = {id(part): part for part in head.frozen_parts()}
         self.target = copy.deepcopy(head, shared).requires_grad_(False)
         self.popart = popart
+        self.inputs = inputs
 
     def q_normalised(self, h: Tensor, ids: Tensor | None = None) -> Tensor:
         """The critic's normalised predictions ``[..., K]`` or ``[..., V]``: what the loss compares."""
-        return self.popart.scale(self.online(h, ids))
+        return self.popart.scale(self.online(self.inputs(h), ids))
 
     def q(self, h: Tensor, ids: Tensor | None = None) -> Tensor:
         """Q in units of reward ``[..., K]`` or ``[..., V]``."""
@@ -244,7 +152,25 @@ class Critic(nn.Module):
     @torch.no_grad()
     def q_target(self, h: Tensor, ids: Tensor | None = None) -> Tensor:
         """The target critic's Q in units of reward ``[..., K]`` or ``[..., V]``; no gradient."""
-        return self.popart.denormalise(self.popart.scale(self.target(h, ids)))
+        return self.popart.denormalise(self.popart.scale(self.target(self.inputs(h), ids)))
+
+    @torch.no_grad()
+    def observe(self, h: Tensor, targets: Tensor, mask: Tensor, weight: Tensor) -> None:
+        """Collects the statistics of a micro-batch; nothing moves yet.
+
+        Args:
+            h: Hidden states ``[B, T, D]``.
+            targets: ``[B, T]``, in units of reward.
+            mask: True at tokens that count ``[B, T]``.
+            weight: Of the turns ``[B]``; of 0, a turn does not count.
+        """
+        self.popart.observe(targets, mask, weight)
+        self.inputs.observe(h[mask & (weight != 0).unsqueeze(-1)])
+
+    def commit(self) -> None:
+        """Moves both statistics, once an optimiser step."""
+        self.popart.commit()
+        self.inputs.commit()
 
     @torch.no_grad()
     def ema_update(self, tau: float) -> None:
@@ -259,16 +185,3 @@ def _body(hidden_size: int, width: int, layers: int) -> nn.Sequential:
         raise ValueError(f"layers {layers}: a critic has at least one hidden layer")
     sizes = [hidden_size] + [width] * layers
     return nn.Sequential(*(m for a, b in pairwise(sizes) for m in (nn.Linear(a, b, dtype=torch.float32), nn.SiLU())))
-
-
-def _keep_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """``module.to(bfloat16)`` and ``half()`` then move devices only.
-
-    The original is moved, not the converted tensor turned back: that would round every value to bfloat16.
-    """
-
-    def convert(tensor: Tensor) -> Tensor:
-        converted = fn(tensor)
-        return converted if converted.dtype == tensor.dtype else tensor.to(converted.device)
-
-    return convert

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_vlmq.batches import TokenBatch
-from lightning_vlmq.heads import Critic, EmbeddingCritic, MLPCritic, PopArt
+from lightning_vlmq.heads import Critic, EmbeddingCritic, MLPCritic
 from lightning_vlmq.losses import (
     Support,
     action_probability,
@@ -28,6 +28,7 @@ from lightning_vlmq.losses import (
 )
 from lightning_vlmq.modules.diagnostics import diagnostics
 from lightning_vlmq.modules.optim import Group, clip_groups, make_optimizer
+from lightning_vlmq.normalisation import PopArt, Standardise
 from lightning_vlmq.vlm import VLM
 
 __all__ = ["VLMQ"]
@@ -61,6 +62,8 @@ class VLMQ(L.LightningModule):
         td_weight: lambda of eq. 7; 0 trains no critic and filters nothing: SFT (eq. 3) exactly.
         critic: ``"mlp"`` is the paper's head; ``"embeddings"`` scores tokens by their frozen embeddings.
         critic_width: Hidden units of the critic.
+        critic_inputs: ``"standardised"`` scales each dimension of the hidden states by running statistics (ours);
+            ``"raw"`` hands them over as they are (the paper).
         gamma: Discount per token at the end of a turn.
         in_turn_discount: Discount per token inside a turn; ``null`` takes gamma.
         trace: lambda of the tree backup inside a turn; 0 is the paper's one-step target.
@@ -95,6 +98,7 @@ class VLMQ(L.LightningModule):
         td_weight: float = 1.0,
         critic: Literal["mlp", "embeddings"] = "mlp",
         critic_width: int = 400,
+        critic_inputs: Literal["standardised", "raw"] = "standardised",
         gamma: float = 0.995,
         in_turn_discount: float | None = None,
         trace: float = 1.0,
@@ -125,7 +129,7 @@ class VLMQ(L.LightningModule):
         else:
             head = EmbeddingCritic(vlm.hidden_size, vlm.token_embeddings().detach(), width=critic_width)
         popart = PopArt(step=popart_step, init=popart_init or 1.0, enabled=popart_init is not None)
-        self.critic = Critic(head, popart)
+        self.critic = Critic(head, popart, Standardise(vlm.hidden_size, enabled=critic_inputs == "standardised"))
         if td_weight == 0:
             self.critic.requires_grad_(False)
         # what generation never samples has no weight in expectations either
@@ -174,7 +178,7 @@ class VLMQ(L.LightningModule):
             targets = self._targets(batch, heads.hidden, support)
             use = batch.mask & batch.td.unsqueeze(-1)
             if self.training:
-                self.critic.popart.observe(targets, use, batch.weight)
+                self.critic.observe(heads.hidden, targets, use, batch.weight)
             critic = td_loss(
                 heads.prediction, self.critic.popart.normalise(targets), batch.mask, batch.weight * batch.td
             )
@@ -279,12 +283,12 @@ class VLMQ(L.LightningModule):
         self.train()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """After the step PopArt takes in the targets of the batches that led to it, once for all of them.
+        """After the step the critic's statistics take in the batches that led to it, once for all of them.
 
-        Within an accumulation its statistics stand still, so that 8 x 1 accumulated equals 1 x 8.
+        Within an accumulation they stand still, so that 8 x 1 accumulated equals 1 x 8.
         """
         super().optimizer_step(*args, **kwargs)
-        self.critic.popart.commit()
+        self.critic.commit()
 
     # -- optimisation ---------------------------------------------------------------------------------------
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_vlmq.heads import Critic, EmbeddingCritic, MLPCritic, PopArt, TokenCritic
+from lightning_vlmq.heads import Critic, EmbeddingCritic, MLPCritic, TokenCritic
+from lightning_vlmq.normalisation import PopArt, Standardise
 
 D, V = 12, 20
 ONE = torch.ones(1, 1, dtype=torch.bool)
@@ -26,15 +27,22 @@ HEADS = [mlp, over_embeddings]
 heads = pytest.mark.parametrize("make", HEADS)
 
 
+def fresh(head: TokenCritic, **popart: float) -> Critic:
+    """A critic as training starts it."""
+    return Critic(head, PopArt(**popart), Standardise(D))
+
+
 def trained(make: Callable[[], TokenCritic], **popart: float) -> Critic:
     """A critic whose values are not near zero, whose target lags behind, and whose statistics have moved."""
-    critic = Critic(make(), PopArt(**popart))
+    critic = fresh(make(), **popart)
     with torch.no_grad():
         for parameter in critic.online.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
     critic.ema_update(0.5)
-    critic.popart.observe(torch.tensor([[3.0, -40.0]]), torch.ones(1, 2, dtype=torch.bool))
-    critic.popart.commit()
+    critic.observe(
+        3 * hidden(1, 2) + 1, torch.tensor([[3.0, -40.0]]), torch.ones(1, 2, dtype=torch.bool), torch.ones(1)
+    )
+    critic.commit()
     return critic
 
 

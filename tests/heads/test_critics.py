@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from small_critics import ONE, D, V, heads, hidden, over_embeddings, trained
+from small_critics import ONE, D, V, fresh, heads, hidden, over_embeddings, trained
 from torch import Tensor, nn
 
-from lightning_vlmq.heads import Critic, EmbeddingCritic, MLPCritic, PopArt, TokenCritic
+from lightning_vlmq.heads import EmbeddingCritic, MLPCritic, TokenCritic
 
 # -- heads --------------------------------------------------------------------------------------------------
 
@@ -58,14 +58,14 @@ def test_embedding_critic_by_hand() -> None:
 
 @heads
 def test_untrained_values_sit_near_the_mean(make: Callable[[], TokenCritic]) -> None:
-    critic = Critic(make(), PopArt())
+    critic = fresh(make())
     assert critic.q_normalised(hidden(100)).abs().max() < 0.2
     torch.manual_seed(0)
     assert MLPCritic(64, 1000)(torch.randn(50, 64)).abs().max() < 0.1
 
 
 def test_embeddings_are_frozen_and_stay_out_of_checkpoints() -> None:
-    critic = Critic(over_embeddings(), PopArt())
+    critic = fresh(over_embeddings())
     assert frozen(critic.online).shape == (V, 8)
     # neither a matrix nor a vector of size V is trained or saved
     assert not [name for name, value in critic.named_parameters() if V in value.shape]
@@ -87,7 +87,7 @@ def test_the_embedding_critic_keeps_a_copy() -> None:
 
 @heads
 def test_online_and_target_share_no_parameter(make: Callable[[], TokenCritic]) -> None:
-    critic = Critic(make(), PopArt())
+    critic = fresh(make())
     online = {parameter.data_ptr() for parameter in critic.online.parameters()}
     target = {parameter.data_ptr() for parameter in critic.target.parameters()}
     assert len(online) == len(target) == len(list(critic.online.parameters()))
@@ -97,7 +97,7 @@ def test_online_and_target_share_no_parameter(make: Callable[[], TokenCritic]) -
 
 @heads
 def test_ema_is_its_closed_form_over_1000_steps(make: Callable[[], TokenCritic]) -> None:
-    critic = Critic(make(), PopArt())
+    critic = fresh(make())
     start = [parameter.detach().clone() for parameter in critic.target.parameters()]
     with torch.no_grad():
         for parameter in critic.online.parameters():
@@ -112,7 +112,7 @@ def test_ema_is_its_closed_form_over_1000_steps(make: Callable[[], TokenCritic])
 
 @heads
 def test_small_ema_steps_do_not_vanish(make: Callable[[], TokenCritic]) -> None:
-    critic = Critic(make(), PopArt()).to(torch.bfloat16)
+    critic = fresh(make()).to(torch.bfloat16)
     with torch.no_grad():
         for slow, fast in zip(critic.target.parameters(), critic.online.parameters(), strict=True):
             slow.fill_(1.0)
@@ -150,12 +150,12 @@ def test_the_target_stays_out_of_optimisers(make: Callable[[], TokenCritic]) -> 
 @heads
 def test_state_dict_round_trip(make: Callable[[], TokenCritic]) -> None:
     critic = trained(make)
-    critic.popart.observe(torch.tensor([[5.0]]), ONE)  # in the middle of an accumulation
-    other = Critic(make(), PopArt())
+    critic.observe(hidden(1, 1), torch.tensor([[5.0]]), ONE, torch.ones(1))  # in the middle of an accumulation
+    other = fresh(make())
     assert not torch.allclose(other.q(hidden(4)), critic.q(hidden(4)))
     other.load_state_dict(copy.deepcopy(critic.state_dict()))
     for each in (critic, other):
-        each.popart.commit()
+        each.commit()
     assert torch.equal(other.q(hidden(4)), critic.q(hidden(4)))
     assert torch.equal(other.q_target(hidden(4)), critic.q_target(hidden(4)))
     assert torch.equal(other.popart.normalise(hidden(4)), critic.popart.normalise(hidden(4)))
@@ -185,7 +185,7 @@ def test_conversion_keeps_float32_and_every_digit(
 
 @heads
 def test_devices_still_change(make: Callable[[], TokenCritic]) -> None:
-    critic = Critic(make(), PopArt()).to("meta", torch.bfloat16)
+    critic = fresh(make()).to("meta", torch.bfloat16)
     assert {value.device.type for value in critic.state_dict().values()} == {"meta"}
     assert critic.popart.mu.dtype == torch.float32
 
@@ -207,9 +207,9 @@ def test_autocast_and_bfloat16_inputs_compute_in_float32(make: Callable[[], Toke
 def test_a_bfloat16_default_makes_float32_heads(make: Callable[[], TokenCritic]) -> None:
     torch.set_default_dtype(torch.bfloat16)  # as the precision "bf16-true" does
     try:
-        critic = Critic(make(), PopArt())
-        critic.popart.observe(torch.ones(1, 1), ONE)
-        critic.popart.commit()
+        critic = fresh(make())
+        critic.observe(hidden(1, 1).bfloat16(), torch.ones(1, 1), ONE, torch.ones(1))
+        critic.commit()
         assert critic.q(hidden(2).bfloat16()).dtype == torch.float32
     finally:
         torch.set_default_dtype(torch.float32)
@@ -218,7 +218,7 @@ def test_a_bfloat16_default_makes_float32_heads(make: Callable[[], TokenCritic])
 
 
 def test_embeddings_stay_one_copy_on_another_device_and_in_deep_copies() -> None:
-    critic = Critic(over_embeddings(), PopArt())
+    critic = fresh(over_embeddings())
     moved = copy.deepcopy(critic).to("meta")
     for each in (critic, moved):
         assert isinstance(each.online, EmbeddingCritic)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from small_critics import heads, hidden, mlp, trained
+from small_critics import fresh, heads, hidden, mlp, trained
 from torch import Tensor
 
-from lightning_vlmq.heads import Critic, PopArt, TokenCritic
+from lightning_vlmq.heads import TokenCritic
+from lightning_vlmq.normalisation import PopArt
 
 NAN = float("nan")
 
@@ -134,7 +135,7 @@ def test_masked_targets_and_turns_of_weight_zero_are_not_observed(poison: float)
 
 def test_a_first_batch_of_zeros_is_finite() -> None:
     for init in (100.0, 0.0):
-        critic = Critic(mlp(), PopArt(init=init))
+        critic = fresh(mlp(), init=init)
         h = hidden(5)
         before = critic.q(h)
         for _ in range(100):

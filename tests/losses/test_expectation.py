@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from lightning_vlmq.heads import Critic, MLPCritic, PopArt
+from lightning_vlmq.heads import Critic, MLPCritic
 from lightning_vlmq.losses import Support, action_probability, advantage, expectation, policy_support
+from lightning_vlmq.normalisation import PopArt, Standardise
 
 # probabilities 0.5, 0.3, 0.15, 0.05, in another order than that of the ids
 LOGITS = torch.tensor([0.15, 0.5, 0.05, 0.3]).log()
@@ -140,7 +141,7 @@ def test_a_certain_policy_ties_with_itself_through_the_critic(top_k: int | None)
     torch.manual_seed(0)
     head = MLPCritic(64, 50, width=64)
     torch.nn.init.normal_(head.out.weight)
-    critic = Critic(head, PopArt())
+    critic = Critic(head, PopArt(), Standardise(64))
     h, a = torch.randn(5, 40, 64), torch.randint(50, (5, 40))
     logits = torch.full((5, 40, 50), -200.0).scatter(-1, a.unsqueeze(-1), 0.0)  # e^-200 is 0 in float32
     support = policy_support(logits, top_k=top_k)

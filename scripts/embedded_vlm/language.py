@@ -32,7 +32,7 @@ __all__ = ["hidden_states", "load_pool", "make_pool", "tile_loss", "train_langua
 TILE_WEIGHT = 0.3
 """Weight of the loss that names tiles."""
 
-KNOWLEDGE_WEIGHT = 0.5
+KNOWLEDGE_WEIGHT = 1.0
 """Weight of the loss of states behind prompts that ask nothing."""
 
 NAME_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 4.0, 4.0)

@@ -4,19 +4,18 @@ Everything here computes in float32 whatever the VLM's precision: steps of .008 
 """
 
 import copy
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, Self, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_vlmq.normalisation import PopArt, Standardise, keep_float32
+from lightning_vlmq.normalisation import Float32, PopArt, Standardise
 
 __all__ = ["Critic", "EmbeddingCritic", "MLPCritic", "TokenCritic"]
 
 
-class TokenCritic(nn.Module):
+class TokenCritic(Float32):
     """A head from hidden states to one number a token, before PopArt's scale."""
 
     def frozen_parts(self) -> list[nn.Module]:
@@ -34,9 +33,6 @@ class TokenCritic(nn.Module):
             ``[..., K]`` or ``[..., V]``, float32.
         """
         raise NotImplementedError
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        return cast(Self, super()._apply(keep_float32(fn), recurse))  # type: ignore[no-untyped-call]
 
 
 class MLPCritic(TokenCritic):

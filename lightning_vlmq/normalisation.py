@@ -10,10 +10,59 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PopArt", "Standardise", "keep_float32"]
+__all__ = ["Float32", "PopArt", "Standardise"]
 
 
-class PopArt(nn.Module):
+class Float32(nn.Module):
+    """A module that stays in float32: ``to(bfloat16)`` and ``half()`` only move it between devices."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def convert(tensor: Tensor) -> Tensor:
+            converted = fn(tensor)
+            # the original is moved, not the converted tensor turned back: that would round every value to bfloat16
+            return converted if converted.dtype == tensor.dtype else tensor.to(converted.device)
+
+        return cast(Self, super()._apply(convert, recurse))  # type: ignore[no-untyped-call]
+
+
+class _Running(Float32):
+    """Statistics that collect in ``pending``, a weight and weighted sums, and move once an optimiser step.
+
+    Args:
+        sums: Number of sums.
+        step: Step size, bias-corrected by ``count``.
+        count: Steps that the initial statistics count for.
+        enabled: False collects nothing.
+    """
+
+    def __init__(self, sums: int, step: float, count: int, enabled: bool) -> None:
+        super().__init__()
+        self.step = step
+        self.enabled = enabled
+        self.count: Tensor
+        self.pending: Tensor
+        self.register_buffer("count", torch.tensor(count, dtype=torch.long))
+        self.register_buffer("pending", torch.zeros(1 + sums, dtype=torch.float32))
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Moves the statistics by what was observed on all ranks, once an optimiser step."""
+        if not self.enabled:
+            return
+        pending = self.pending.clone()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(pending)
+        self.pending.zero_()
+        if pending[0] <= 0:
+            return
+        self.count += 1
+        self._move(pending[1:] / pending[0], self.step / (1 - (1 - self.step) ** int(self.count)))
+
+    def _move(self, means: Tensor, step: float) -> None:
+        raise NotImplementedError
+
+
+class PopArt(_Running):
     """Normalises targets by running statistics and preserves outputs when these move (van Hasselt 2016).
 
     A scalar affine (w, b) stands between the critic's raw output x and its normalised prediction w x + b; the value is
@@ -28,22 +77,16 @@ class PopArt(nn.Module):
     """
 
     def __init__(self, step: float = 5e-4, init: float = 100.0, enabled: bool = True) -> None:
-        super().__init__()
-        self.step = step
-        self.enabled = enabled
+        # sums over turns of weight x mean target, weight x mean squared target
+        super().__init__(2, step, 1, enabled)
         self.mu: Tensor
         self.nu: Tensor
-        self.count: Tensor
         self.w: Tensor
         self.b: Tensor
-        self.pending: Tensor
         self.register_buffer("mu", torch.tensor(0.0, dtype=torch.float32))
         self.register_buffer("nu", torch.tensor(init, dtype=torch.float32))
-        self.register_buffer("count", torch.tensor(1, dtype=torch.long))
         self.register_buffer("w", torch.tensor(1.0, dtype=torch.float32))
         self.register_buffer("b", torch.tensor(0.0, dtype=torch.float32))
-        # sums over turns of weight, weight x mean target, weight x mean squared target since the last commit
-        self.register_buffer("pending", torch.zeros(3, dtype=torch.float32))
 
     @property
     def sigma(self) -> Tensor:
@@ -84,18 +127,9 @@ class PopArt(nn.Module):
         mean, square = targets.sum(-1) / size, targets.square().sum(-1) / size
         self.pending += torch.stack([used.sum(), (used * mean).sum(), (used * square).sum()])
 
-    @torch.no_grad()
-    def commit(self) -> None:
-        """Moves the statistics by what was observed on all ranks, once an optimiser step; values stay the same."""
-        if not self.enabled:
-            return
-        pending = _over_ranks(self.pending)
-        self.pending.zero_()
-        if pending[0] <= 0:
-            return
-        mean, square = pending[1] / pending[0], pending[2] / pending[0]
-        self.count += 1
-        step = self.step / (1 - (1 - self.step) ** int(self.count))
+    def _move(self, means: Tensor, step: float) -> None:
+        """Values stay the same."""
+        mean, square = means
         old_mu, old_sigma = self.mu.clone(), self.sigma
         self.mu += step * (mean - self.mu)
         self.nu += step * (square - self.nu)
@@ -103,11 +137,8 @@ class PopArt(nn.Module):
         self.w *= old_sigma / new_sigma
         self.b.copy_((old_sigma * self.b + old_mu - self.mu) / new_sigma)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        return cast(Self, super()._apply(keep_float32(fn), recurse))  # type: ignore[no-untyped-call]
 
-
-class Standardise(nn.Module):
+class Standardise(_Running):
     """Standardises hidden states, dimension by dimension, by running means and variances.
 
     Some dimensions of a language model's hidden states are far from zero or vary far more than others, and the ones
@@ -120,18 +151,12 @@ class Standardise(nn.Module):
     """
 
     def __init__(self, size: int, step: float = 0.01, enabled: bool = True) -> None:
-        super().__init__()
-        self.step = step
-        self.enabled = enabled
+        # sums over states of their deviations from the mean and of these squared
+        super().__init__(2 * size, step, 0, enabled)
         self.mean: Tensor
         self.variance: Tensor
-        self.count: Tensor
-        self.pending: Tensor
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float32))
         self.register_buffer("variance", torch.ones(size, dtype=torch.float32))
-        self.register_buffer("count", torch.tensor(0, dtype=torch.long))
-        # number of states, sums of their deviations from the mean and of these squared, since the last commit
-        self.register_buffer("pending", torch.zeros(2 * size + 1, dtype=torch.float32))
 
     def forward(self, h: Tensor) -> Tensor:
         """Standardised hidden states ``[..., D]``, float32."""
@@ -147,43 +172,9 @@ class Standardise(nn.Module):
             number = deviation.new_tensor([len(h)])
             self.pending += torch.cat([number, deviation.sum(0), deviation.square().sum(0)])
 
-    @torch.no_grad()
-    def commit(self) -> None:
-        """Moves the statistics by what was observed on all ranks, once an optimiser step."""
-        if not self.enabled:
-            return
-        pending = _over_ranks(self.pending)
-        self.pending.zero_()
-        if pending[0] <= 0:
-            return
-        moved, square = (pending[1:] / pending[0]).chunk(2)
-        self.count += 1
-        step = self.step / (1 - (1 - self.step) ** int(self.count))
+    def _move(self, means: Tensor, step: float) -> None:
+        moved, square = means.chunk(2)
         self.mean += step * moved
         # about the mean of before, then about the new one: no difference of large numbers
         self.variance += step * (square - self.variance) - (step * moved).square()
         self.variance.clamp_(min=0)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        return cast(Self, super()._apply(keep_float32(fn), recurse))  # type: ignore[no-untyped-call]
-
-
-def _over_ranks(pending: Tensor) -> Tensor:
-    """A copy, summed over all ranks where there are several."""
-    pending = pending.clone()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(pending)
-    return pending
-
-
-def keep_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """``module.to(bfloat16)`` and ``half()`` then move devices only.
-
-    The original is moved, not the converted tensor turned back: that would round every value to bfloat16.
-    """
-
-    def convert(tensor: Tensor) -> Tensor:
-        converted = fn(tensor)
-        return converted if converted.dtype == tensor.dtype else tensor.to(converted.device)
-
-    return convert

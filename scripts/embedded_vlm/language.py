@@ -196,7 +196,9 @@ def train_language(
     knowledge = Knowledge(model.config.text_config.hidden_size).to(device)
     module = nn.ModuleList([model.model.connector, model.model.text_model, knowledge])
     steps = lessons[-1].end
-    trained = Trained(module, folder / "language.pt", steps, rate, muon_rate=1.0, warm_up=50, flat=0.85)
+    merges = {lesson.end: lesson.merge for lesson in lessons if lesson.merge}
+    path = folder / "language.pt"
+    trained = Trained(module, path, steps, rate, muon_rate=1.0, warm_up=50, flat=0.85, merges=merges)
     start = trained.start
     features, facts, tiles = load_pool(folder, pool)
     general = len(facts)

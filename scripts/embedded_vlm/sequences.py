@@ -38,6 +38,7 @@ class Lesson(NamedTuple):
         labels: Share of pictures that are drawn from those of labelled numbers only.
         found: Share of the simple questions about these that ask for the number behind a label.
         unasked: Share of turns about a picture that ask nothing.
+        merge: At its end its weights are averaged with those of an earlier step: the step, their share.
     """
 
     end: int
@@ -53,10 +54,11 @@ class Lesson(NamedTuple):
     labels: float = 0.0
     found: float = 0.2
     unasked: float = 0.0
+    merge: tuple[int, float] | None = None
 
 
 LESSONS = (
-    # end, pictured, short, simple, describing, copying, wordy, numbers, cards, batch, labels, found, unasked
+    # end, pictured, short, simple, describing, copying, wordy, numbers, cards, batch, labels, found, unasked, merge
     # Text alone first: copying is learned in minutes where every token of a batch practises it.
     Lesson(450, 0.0, 0.0, 0.0, 0.0, 0.6, 0.0, 0.1),
     # Comparing and adding numbers in words: not learned from pictures alone in thousands of steps.
@@ -84,14 +86,14 @@ LESSONS = (
     # Everything at once, as much as a GPU can practise in minutes: all questions, all pictures, all prompts.
     Lesson(23500, 0.85, 0.45, 0.4, 0.05, 0.3, 0.35, 0.6, 0.25, 128),
     Lesson(26100, 0.88, 0.45, 0.5, 0.04, 0.35, 0.45, 0.6, 0.3, 128),
-    # Which number belongs to which label, in two forms; then everything once more.
-    Lesson(26900, 0.95, 1.0, 0.9, 0.02, 0.1, 0.1, 0.6, 0.0, 16, 0.85, 0.7),
+    # Which number belongs to which label, in two forms, and half-way back; then everything once more.
+    Lesson(26900, 0.95, 1.0, 0.9, 0.02, 0.1, 0.1, 0.6, 0.0, 16, 0.85, 0.7, 0.0, (26100, 0.55)),
     Lesson(27650, 0.9, 0.55, 0.5, 0.05, 0.3, 0.35, 0.5, 0.2, 16, 0.2, 0.4),
     Lesson(28750, 0.92, 0.55, 0.5, 0.05, 0.3, 0.3, 0.5, 0.25, 16, 0.15, 0.5),
     # What the picture shows has to be known behind any prompt: agents learn from the states behind theirs.
-    Lesson(30250, 0.95, 0.55, 0.5, 0.05, 0.3, 0.3, 0.5, 0.4, 16, 0.12, 0.5, 0.4),
+    Lesson(31750, 0.95, 0.55, 0.5, 0.05, 0.3, 0.3, 0.5, 0.4, 16, 0.12, 0.5, 0.4, (28750, 0.3)),
     Lesson(34750, 0.95, 0.55, 0.5, 0.05, 0.25, 0.3, 0.5, 0.45, 16, 0.12, 0.5, 0.55),
-    Lesson(36750, 0.95, 0.5, 0.5, 0.05, 0.3, 0.3, 0.5, 0.38, 16, 0.12, 0.5, 0.4),
+    Lesson(36750, 0.95, 0.5, 0.5, 0.05, 0.3, 0.3, 0.5, 0.38, 16, 0.12, 0.5, 0.4, (28750, 0.3)),
 )
 
 

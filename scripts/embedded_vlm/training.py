@@ -1,6 +1,7 @@
 """What the training stages share: optimisers, averaged weights, and a state on disk from which a stage goes on."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 
@@ -66,6 +67,8 @@ class Trained:
         clip: Largest norm of the gradient.
         warm_up: Steps until the peak rate.
         flat: Share of the steps at the peak rate, before it falls to 2 % of it.
+        merges: After these steps the weights become the average of the averaged ones and those of an earlier step:
+            number of that step, share of the earlier ones.
 
     Attributes:
         start: Steps already done.
@@ -82,10 +85,13 @@ class Trained:
         clip: float = 1.0,
         warm_up: int = 100,
         flat: float = 0.0,
+        merges: Mapping[int, tuple[int, float]] | None = None,
     ) -> None:
         self.module, self.path, self.steps, self.clip = module, path, steps, clip
+        self.merges = dict(merges or {})
         self.warm_up, self.flat, self.start = warm_up, flat, 0
         self.average = Average(module)
+        path.parent.mkdir(parents=True, exist_ok=True)
         matrices, others = [], []
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
@@ -127,8 +133,23 @@ class Trained:
         for _, optimizer in self.optimizers:
             optimizer.step()
         self.average.update(self.module)
+        if step + 1 in self.merges:
+            self._merge(*self.merges[step + 1])
+        if any(step + 1 == earlier for earlier, _ in self.merges.values()):
+            torch.save(self.average.values, self._kept(step + 1))
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == self.steps:
             self._save(step + 1)
+
+    def _kept(self, step: int) -> Path:
+        """File of the averaged weights of a step that is merged with later ones."""
+        return self.path.with_name(f"{self.path.stem}_{step}.pt")
+
+    def _merge(self, earlier: int, share: float) -> None:
+        """Go on from between the averaged weights and an earlier step's: what was forgotten since comes back."""
+        kept = torch.load(self._kept(earlier), weights_only=True, map_location=next(self.module.parameters()).device)
+        for name, value in self.average.values.items():
+            value.lerp_(kept[name], share)
+        self.average.copy_to(self.module)
 
     def _factor(self, step: int) -> float:
         """Linear warm-up, the peak, then a cosine."""
@@ -137,7 +158,6 @@ class Trained:
         return min(1.0, (step + 1) / self.warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(progress * math.pi)))
 
     def _save(self, step: int) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {"step": step, "model": self.module.state_dict(), "average": self.average.values}
         state["optimizers"] = [optimizer.state_dict() for _, optimizer in self.optimizers]
         torch.save(state, self.path.with_suffix(".tmp"))

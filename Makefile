@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 SEED ?= 1
+# other seeds have folders of their own: runs/numberline-2
+SUFFIX = $(if $(filter-out 1,$(SEED)),-$(SEED))
 
 .PHONY: setup numberline blackjack test lint
 .DEFAULT_GOAL := numberline
@@ -17,12 +19,12 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 numberline: setup ## Train on NumberLine (CPU, minutes)
-	@echo "== Training a VLM on NumberLine by AFSFT; results in runs/numberline"
-	$(VENV)/bin/vlmq fit --config configs/numberline.yaml --seed_everything $(SEED)
+	@echo "== Training a VLM on NumberLine by AFSFT; results in runs/numberline$(SUFFIX)"
+	$(VENV)/bin/vlmq fit --config configs/numberline.yaml --seed_everything $(SEED) --folder runs/numberline$(SUFFIX)
 
 blackjack: setup ## Train on Blackjack (CPU)
 	@echo "== Training a VLM on Blackjack by AFSFT; results in runs/blackjack"
-	$(VENV)/bin/vlmq fit --config configs/blackjack.yaml --seed_everything $(SEED)
+	$(VENV)/bin/vlmq fit --config configs/blackjack.yaml --seed_everything $(SEED) --folder runs/blackjack$(SUFFIX)
 
 test: setup ## Run the tests
 	@echo "== Running the tests"

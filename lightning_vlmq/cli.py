@@ -2,8 +2,10 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ vlmq fit --config configs/numberline.yaml --model.lr 5e-4 --seed_everything 2 --
 vlmq fit --config configs/numberline.yaml --ckpt_path last (resumes);
 vlmq test --config configs/numberline.yaml --ckpt_path best (scores a checkpoint);
 vlmq collect --config configs/numberline.yaml --folder runs/demos --data.turns 5000;
-vlmq export --config configs/numberline.yaml --ckpt_path runs/numberline/checkpoints/best.ckpt --output exported."""
+vlmq export --config configs/numberline.yaml --ckpt_path best --output exported;
+vlmq fit --model.help lightning_vlmq.VLMQ, --data.help lightning_vlmq.Demonstrations (what can be set)."""
 
 
 class VLMQTrainer(L.Trainer):
@@ -36,7 +39,8 @@ class VLMQTrainer(L.Trainer):
         datamodule.trainer = self
         datamodule.prepare_data()
         folder = datamodule.folder  # type: ignore[attr-defined]
-        print_scores({"data": score_episodes(TurnStore(folder).episodes())}, f"demonstrations in {folder}")
+        store = TurnStore(folder, skip_damaged=datamodule.skip_damaged)  # type: ignore[attr-defined]
+        print_scores({"data": score_episodes(store.episodes())}, f"demonstrations in {folder}")
 
     def export(
         self,
@@ -86,6 +90,8 @@ class VLMQCLI(LightningCLI):
         # denormals of nearly converged activations slow a CPU down manyfold
         torch.set_flush_denormal(True)
         config["trainer"]["default_root_dir"] = folder
+        if config["trainer"]["precision"] is None and config["trainer"]["accelerator"] in ("auto", "gpu", "cuda"):
+            config["trainer"]["precision"] = _precision()
         if config.get("ckpt_path") in ("last", "best"):
             config["ckpt_path"] = _checkpoint(folder, config["ckpt_path"])
 
@@ -109,6 +115,12 @@ def _checkpoint(folder: str, which: str) -> str:
     return str(found[-1])
 
 
+def _precision() -> str | None:
+    """bf16 on a GPU that has it; on a CPU it is no faster (docs/results.md)."""
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if has_bf16 else None
+
+
 def _quiet() -> None:
     """Hides messages of libraries that a user of the command can do nothing about."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -127,9 +139,20 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
+def _one_line(message: str) -> str:
+    """What went wrong, without what the parser says around it: the types it tried and the values it was given."""
+    noise = r"Does not validate against|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>"
+    lines = dict.fromkeys(line.strip().removeprefix("- ") for line in message.splitlines())  # each reason once
+    text = " ".join(line for line in lines if line and not re.match(noise, line))
+    if "is not accepted" in text:
+        text += "; see `vlmq fit --help`, and --model.help or --data.help with a class_path"
+    return text
+
+
 def main(args: ArgsType = None) -> None:
     """Entry of the console script."""
     _quiet()
+    parsers = {name: {"exit_on_error": False} for name in VLMQCLI.subcommands()}
     try:
         VLMQCLI(
             model_class=L.LightningModule,
@@ -140,11 +163,11 @@ def main(args: ArgsType = None) -> None:
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
-            parser_kwargs={"description": HELP},
+            parser_kwargs={"description": HELP, "exit_on_error": False} | parsers,
             args=args,
         )
-    except ValueError as error:
+    except (ArgumentError, ValueError) as error:
         if os.environ.get("VLMQ_TRACEBACK"):
             raise
-        print(f"vlmq: {error}", file=sys.stderr)
-        sys.exit(1)
+        print(f"vlmq: {_one_line(str(error))}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ArgumentError) else 1)

@@ -1,5 +1,6 @@
 """Makes a demonstration set: plays an environment with a mixture of policies and stores the turns."""
 
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lightning_vlmq.batches import TurnEncoder
-from lightning_vlmq.envs.agent import AgentEnv
+from lightning_vlmq.envs.agent import AgentEnv, plain_settings
 from lightning_vlmq.policy import ExpertPolicy, Policy, RandomPolicy, VLMPolicy
 from lightning_vlmq.rollout import play
 from lightning_vlmq.store import TurnStore
@@ -33,10 +34,12 @@ def collect(
     temperature: float = 1.0,
     seed: int = 0,
     parallel: int = 256,
+    skip_damaged: bool = False,
 ) -> TurnStore:
     """Fills a folder with turns, or goes on where an interrupted call stopped; a full folder is left alone.
 
-    Each turn draws its policy from the mixture; episodes are complete, so a few turns more are stored.
+    Each turn draws its policy from the mixture. Episodes are complete, and so are rounds of ``4 * parallel`` of them
+    (else short episodes would be more frequent), so some more turns are stored.
 
     Args:
         env: The environment; copies of it play.
@@ -47,9 +50,10 @@ def collect(
         temperature: Of the VLM's replies.
         seed: Of episodes, policies and replies.
         parallel: Episodes played at once.
+        skip_damaged: True reads on past damaged shards; their episodes are played anew if turns are missing.
 
     Raises:
-        ValueError: An unknown policy, or the folder was filled with other settings.
+        ValueError: An unknown policy, a damaged shard, or the folder was filled with other settings.
     """
     settings: dict[str, Any] = {
         "env": env.name,
@@ -58,36 +62,43 @@ def collect(
         "temperature": temperature,
         "seed": seed,
         "vlm": encoder.vlm.name,
+        "max_reply_tokens": encoder.max_reply_tokens,
+        **plain_settings(encoder.prompt, "prompt."),
+        **env.settings,
     }
+    settings = json.loads(json.dumps(settings))  # tuples as they will be read back
     path = Path(folder) / _SETTINGS
     if path.exists():
         found = json.loads(path.read_text())
         for key, value in settings.items():
-            if found.get(key) != value:
+            if found.get(key, value) != value:
                 raise ValueError(
                     f"{path}: these turns were collected with {key} = {found.get(key)!r}, not {value!r}; "
                     f"choose another folder or delete this one"
                 )
-    store = TurnStore(folder)
+    store = TurnStore(folder, skip_damaged=skip_damaged)
     done = len(store.samples)
     if done >= turns:
         return store
     _write_atomically(path, json.dumps(settings, indent=1))
-    episodes = len(set(store.columns(["episode"])["episode"]))  # counted without decoding a picture
-    policies = [_policy(name, encoder, temperature, seed + episodes) for name in mixture]
+    stored = set(store.columns(["seed"])["seed"].tolist())  # read without decoding a picture
     columns = (TextColumn("collecting turns"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn()) as progress:
+    with store, Progress(*columns, TimeRemainingColumn()) as progress:  # what is played is kept, whatever interrupts
         bar = progress.add_task("", total=turns, completed=done)
-        while done < turns:
-            # rounds of a fixed number of episodes, so that the same seeds are played whatever the speed
-            seeds = [_episode_seed(seed, number) for number in range(episodes, episodes + 4 * parallel)]
+        # Rounds of a fixed number of episodes, so that the same seeds are played whatever the speed; of a round that
+        # was interrupted, those that are missing.
+        for first in itertools.count(step=4 * parallel):
+            if done >= turns:
+                break
+            seeds = [_episode_seed(seed, number) for number in range(first, first + 4 * parallel)]
+            missing = [each for each in seeds if each not in stored]
+            policies = [_policy(name, encoder, temperature, seed + first) for name in mixture]
             for episode in play(
-                env, policies, seeds, shares=list(mixture.values()), parallel=parallel, seed=seed + episodes
+                env, policies, missing, shares=list(mixture.values()), parallel=parallel, seed=seed + first
             ):
                 store.append(episode)
                 done += len(episode)
                 progress.update(bar, completed=min(done, turns))
-            episodes += len(seeds)
             store.flush()
     return store
 

@@ -165,7 +165,10 @@ class VLM(nn.Module):
         kept = inputs["attention_mask"].bool()
         ids = [row[keep].tolist() for row, keep in zip(inputs["input_ids"], kept, strict=True)]
         pixels = {k: v.to(self.device) for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
+        training = self.training
+        self.eval()  # a tower's dropout would stay in the cache for good
         output = self.hf.model.get_image_features(**pixels, return_dict=True)
+        self.train(training)
         pooled = output.pooler_output
         flat = torch.cat([f.reshape(-1, f.shape[-1]) for f in pooled], dim=0)
         counts = [row.count(self.image_token_id) for row in ids]

@@ -5,11 +5,22 @@ import torch
 
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.features import FeatureCache
+from lightning_vlmq.prompts import PromptMethod
 from lightning_vlmq.turns import Observation, Turn
 from lightning_vlmq.vlm import VLM
 
+CHATML = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{% for c in m['content'] %}"
+    "{% if c['type'] == 'text' %}{{ c['text'] }}{% else %}Picture: <image>\n{% endif %}{% endfor %}"
+    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\nReply:\n{% endif %}"
+)
+"""Another order of pictures, turns and line ends, and words before the reply."""
 
-def test_turns_to_tokens_to_text(encoder: TurnEncoder, pairs: list) -> None:
+
+@pytest.mark.parametrize("template", [None, CHATML], ids=["own", "another"])
+def test_turns_to_tokens_to_text(vlm: VLM, pairs: list, template: str | None) -> None:
+    vlm.processor.chat_template = template or vlm.processor.chat_template
+    encoder = TurnEncoder(vlm, PromptMethod(image_first=template is None))
     turns, successors = zip(*pairs[:8], strict=True)
     batch = encoder.batch(turns, successors)
     decode = encoder.vlm.tokenizer.decode
@@ -25,6 +36,7 @@ def test_turns_to_tokens_to_text(encoder: TurnEncoder, pairs: list) -> None:
         assert [int(inputs[p]) for p in batch.positions[row, 1:count]] == ids[:-1]
         prompt = decode(inputs[: int(batch.positions[row, 0]) + 1])
         assert prompt.endswith(decode(encoder.prompt_ids(turn.observation)[0])[-8:])
+        assert template is None or prompt.endswith("<end_of_utterance>\n<|assistant|>\nReply:\n")
         assert "Make Current equal to Target." in prompt
         assert f"Step {turn.observation.step} of 10. Invalid {turn.observation.invalid_streak} of 3." in prompt
 

@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, LlamaConfig
 
+from lightning_vlmq.cli import _precision, main
+from lightning_vlmq.envs.exact_blackjack import optimal_blackjack_policy, score_blackjack
+
+ALWAYS_STAND = score_blackjack(dict.fromkeys(optimal_blackjack_policy(), 0.0)).win
 CONFIGS = Path(__file__).parent.parent / "configs"
 SMALL = [
     "--trainer.max_steps=2",
@@ -20,6 +24,7 @@ SMALL = [
     "--data.init_args.validation_batches=1",
     "--data.init_args.max_reply_tokens=6",
     "--trainer.enable_progress_bar=false",
+    "--trainer.log_every_n_steps=1",
     "--threads=1",
 ]
 
@@ -31,17 +36,22 @@ def vlmq(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.fixture(scope="module")
-def small_config(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
-    """NumberLine's configuration with the tiny VLM and few episodes to play."""
-    config: dict[str, Any] = yaml.safe_load((CONFIGS / "numberline.yaml").read_text())
+def shrunk(name: str, tiny_folder: Path, folder: Path) -> Path:
+    """A configuration with the tiny VLM and few episodes to play."""
+    config: dict[str, Any] = yaml.safe_load((CONFIGS / name).read_text())
     config["model"]["init_args"]["vlm"]["init_args"]["name"] = str(tiny_folder)
     for callback in config["trainer"]["callbacks"]:
         if "episodes" in callback.get("init_args", {}):
             callback["init_args"]["episodes"] = 2
-    path = tmp_path_factory.mktemp("config") / "small.yaml"
+    path = folder / name
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+@pytest.fixture(scope="module")
+def small_config(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """NumberLine's configuration, shrunk."""
+    return shrunk("numberline.yaml", tiny_folder, tmp_path_factory.mktemp("config"))
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +88,20 @@ def test_tensorboard_has_what_the_readme_says(run: Path) -> None:
     events.Reload()
     tags = set(events.Tags()["scalars"])
     assert tags >= {"eval/syntax_accuracy", "eval/goal_reached", "eval/mean_return", "val/loss", "val/critic/q"}
+    assert tags >= {"loss", "loss/actor", "loss/critic", "filter/pass_rate_all", "filter/guard_engaged"}
+    assert tags >= {"critic/q", "critic/v", "critic/target", "critic/advantage_all", "critic/advantage_std"}
+    assert tags >= {"popart/mean", "popart/scale", "grad_norm/vlm", "grad_norm/critic", "policy/entropy"}
+    assert tags >= {"lr-AdamW/vlm", "lr-AdamW/critic", "report/trained/goal_reached", "report/base/syntax_accuracy"}
 
 
 def test_a_checkpoint_is_scored(run: Path, small_config: Path) -> None:
-    (run / "results.json").unlink()
+    before = (run / "results.json").read_text()
     done = vlmq("test", f"--config={small_config}", f"--folder={run}", "--ckpt_path=best", *SMALL)
     assert done.returncode == 0, done.stderr
-    assert json.loads((run / "results.json").read_text())["trained"]["episodes"] == 2
+    found = json.loads((run / "results-test.json").read_text())
+    assert found["trained"]["episodes"] == 2
+    assert found["steps"] == 2  # of the checkpoint
+    assert (run / "results.json").read_text() == before
     done = vlmq("validate", f"--config={small_config}", f"--folder={run}", "--ckpt_path=last", *SMALL)
     assert done.returncode == 0, done.stderr
     assert "eval/goal_reached" in done.stdout
@@ -124,8 +141,7 @@ def test_nothing_to_resume_is_said(tmp_path: Path, small_config: Path) -> None:
 
 
 def test_export_loads_without_us(run: Path, small_config: Path, tmp_path: Path) -> None:
-    checkpoint = run / "checkpoints" / "last.ckpt"
-    common = [f"--config={small_config}", f"--folder={run}", f"--ckpt_path={checkpoint}", *SMALL]
+    common = [f"--config={small_config}", f"--folder={run}", "--ckpt_path=last", *SMALL]
     done = vlmq("export", *common, f"--output={tmp_path / 'merged'}")
     assert done.returncode == 0, done.stderr
     assert AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").num_parameters() > 0
@@ -141,10 +157,52 @@ def test_collect_makes_demonstrations(small_config: Path, tmp_path: Path) -> Non
     assert list((tmp_path / "data").glob("*.parquet"))
 
 
-def test_an_unknown_key_is_named(small_config: Path, tmp_path: Path) -> None:
-    done = vlmq("fit", f"--config={small_config}", f"--folder={tmp_path}", "--model.init_args.learning_rate=1")
-    assert done.returncode == 2
-    assert "learning_rate" in done.stderr
+def test_blackjack_is_fitted_and_scored_exactly(tiny_folder: Path, tmp_path: Path) -> None:
+    config = shrunk("blackjack.yaml", tiny_folder, tmp_path)
+    done = vlmq("fit", f"--config={config}", f"--folder={tmp_path}", *SMALL)
+    assert done.returncode == 0, done.stderr
+    (board,) = json.loads((tmp_path / "results.json").read_text())["scoreboards"].values()
+    # the tiny VLM says nothing valid, which counts as standing
+    assert board["valid"] == 0
+    assert board["win"] == pytest.approx(ALWAYS_STAND, abs=1e-3)
+
+
+def one_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the command says of wrong arguments: one line."""
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments])
+    assert stopped.value.code in (1, 2)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line and not line.startswith("Seed set")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_errors_of_a_configuration_are_one_line(
+    small_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load(small_config.read_text())
+    config["model"]["init_args"]["learning_rate"] = 1
+    config["folder"] = str(tmp_path)
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(yaml.safe_dump(config))
+    line = one_error(capsys, "fit", f"--config={bad}")
+    assert "'learning_rate' is not accepted; see `vlmq fit --help`" in line
+    common = ("fit", f"--config={small_config}", f"--folder={tmp_path}", "--threads=1")
+    assert "'turnz' is not accepted" in one_error(capsys, *common, "--data.turnz=3")
+    assert one_error(capsys, *common, "--model.lr=much").endswith("Expected a <class 'float'>. Got value: much")
+    line = one_error(capsys, *common, "--model.vlm.lora_targets=[Wqkv]")
+    assert line.startswith("vlmq: vlm.lora_targets: ['Wqkv'] match no linear layer")
+    LlamaConfig(hidden_size=64, num_hidden_layers=1).save_pretrained(tmp_path / "text")
+    line = one_error(capsys, *common, f"--model.vlm.name={tmp_path / 'text'}")
+    assert line.endswith("has no image input; choose a vision-language model")
+
+
+def test_bf16_is_taken_where_a_gpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert _precision() == "bf16-mixed"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert _precision() is None
 
 
 def test_a_damaged_shard_is_named(run: Path, small_config: Path, tmp_path: Path) -> None:

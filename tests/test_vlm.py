@@ -1,9 +1,11 @@
+import io
 import json
 from pathlib import Path
 
 import peft
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, BertConfig
 
@@ -110,6 +112,16 @@ def test_replies_hold_no_placeholders(vlm: VLM, encoder: TurnEncoder, pairs: lis
     replies = vlm.generate(inputs, max_new_tokens=24, temperature=5.0, generator_seed=0)
     assert vlm.image_token_id in vlm.forbidden_ids
     assert not {token for reply in replies for token in reply} & set(vlm.forbidden_ids)
+
+
+def test_a_towers_dropout_does_not_reach_its_features(vlm: VLM, pairs: list) -> None:
+    for layer in vlm.hf.model.vision_model.encoder.layers:
+        layer.self_attn.dropout = 0.5
+    picture = Image.open(io.BytesIO(pairs[0][0].observation.images[0])).convert("RGB")
+    vlm.train()
+    first, second = (vlm.image_features([picture])[0][1] for _ in range(2))
+    assert torch.equal(first, second)
+    assert vlm.training
 
 
 def test_base_is_the_loaded_model(vlm: VLM, encoder: TurnEncoder, pairs: list, tiny_folder: Path) -> None:

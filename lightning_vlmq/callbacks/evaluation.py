@@ -62,7 +62,9 @@ class EpisodeEvaluation(L.Callback):
 
 
 class Report(L.Callback):
-    """Compares the data, the base VLM and the trained agent: a table at the end and ``results.json``.
+    """Compares the data, the base VLM and the trained agent: a table, and ``results.json`` in the run's folder.
+
+    After ``vlmq test`` the file is ``results-test.json``; ``steps`` in it are those of the checkpoint.
 
     Args:
         episodes: Episodes to play for each row of the table.
@@ -88,18 +90,23 @@ class Report(L.Callback):
         self.scoreboards = scoreboards or []
         self.environment = environment
         self.seed = seed
+        self._loaded_step = 0
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Notes where the checkpoint stands: a trainer that only tests counts no steps."""
+        self._loaded_step = int(checkpoint["global_step"])
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Scores, prints and writes; not after an interrupted fit."""
+        """Scores, prints and writes ``results.json``; not after an interrupted fit."""
         if trainer.is_global_zero and not trainer.interrupted:
-            self._report(trainer)
+            self._report(trainer, "results.json", trainer.global_step)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Scores, prints and writes."""
+        """Scores, prints and writes ``results-test.json``."""
         if trainer.is_global_zero:
-            self._report(trainer)
+            self._report(trainer, "results-test.json", self._loaded_step)
 
-    def _report(self, trainer: L.Trainer) -> None:
+    def _report(self, trainer: L.Trainer, file: str, step: int) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         jobs: list[tuple[str, dict[str, Any]]] = [("base", {"base": True, "temperature": 1.0}), ("trained", {})]
         jobs += [(f"trained at {t:g}", {"temperature": t}) for t in self.temperatures]
@@ -115,9 +122,9 @@ class Report(L.Callback):
             found = board(data.encoder, _environment(trainer, self.environment))
             results["scoreboards"][board.name] = found
             rank_zero_info(f"{board.name}: " + ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
-        results["steps"] = trainer.global_step
+        results["steps"] = step
         results["seed"] = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        path = Path(trainer.log_dir or trainer.default_root_dir) / "results.json"
+        path = Path(trainer.log_dir or trainer.default_root_dir) / file
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(results, indent=1))
@@ -129,7 +136,7 @@ class Report(L.Callback):
                 for name, row in rows.items()
                 for key, value in row.items()
             }
-            logger.log_metrics(metrics, step=trainer.global_step)
+            logger.log_metrics(metrics, step=step)
 
 
 def _environment(trainer: L.Trainer, environment: AgentEnv | None) -> AgentEnv:

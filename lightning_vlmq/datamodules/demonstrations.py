@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_vlmq.augmentation import Augmentation
@@ -124,6 +125,7 @@ class Demonstrations(L.LightningDataModule):
             mixture=self.mixture,
             temperature=self.temperature,
             seed=self._seed(),
+            skip_damaged=self.skip_damaged,
         )
         vlm.to(home)
 
@@ -131,19 +133,23 @@ class Demonstrations(L.LightningDataModule):
         """Opens the store and encodes with the fitted module's VLM."""
         self.store = TurnStore(self.folder, skip_damaged=self.skip_damaged)
         self.encoder = self._make_encoder()
+        masks = self.store.columns(["imitate", "td"])
         samples = self.store.samples
+        samples = samples[(masks["imitate"] | masks["td"])[samples]]  # what neither loss may use is not even encoded
         if not len(samples):
-            raise ValueError(f"{self.folder} holds no turns; run `vlmq collect` or set data.turns and data.environment")
+            raise ValueError(
+                f"{self.folder} holds no turns to train on; run `vlmq collect` or set data.turns and data.environment"
+            )
         split = self._split(samples)
         self.training_rows, self.validation_rows = samples[:split], samples[split:]
 
     def train_dataloader(self) -> DataLoader[TokenBatch]:
         """Batches drawn with replacement, a function of seed, rank and the number of batches drawn before."""
-        return DataLoader(_Batches(self._training_batches, self.batches_per_epoch), batch_size=None)
+        return _loader(self._training_batches, self.batches_per_epoch)
 
     def val_dataloader(self) -> DataLoader[TokenBatch]:
         """Batches of held-out turns, the same each time."""
-        return DataLoader(_Batches(self._validation_batches, self.validation_batches), batch_size=None)
+        return _loader(self._validation_batches, self.validation_batches)
 
     def test_dataloader(self) -> DataLoader[TokenBatch]:
         """As in validation."""
@@ -211,6 +217,12 @@ class Demonstrations(L.LightningDataModule):
 def _augmented(turn: Turn, augmentation: Augmentation, rng: np.random.Generator) -> Turn:
     images = tuple(augmentation(image, rng) for image in turn.observation.images)
     return replace(turn, observation=replace(turn.observation, images=images))
+
+
+def _loader(batches: Callable[[], Iterator[TokenBatch]], length: int) -> DataLoader[TokenBatch]:
+    # A generator of its own: a loader draws a number for each epoch, and the global one must stand where it stood when
+    # the epoch before was saved.
+    return DataLoader(_Batches(batches, length), batch_size=None, generator=torch.Generator())
 
 
 class _Batches(IterableDataset[TokenBatch]):

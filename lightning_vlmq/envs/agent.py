@@ -15,7 +15,7 @@ from lightning_vlmq.envs.text import TextTask
 from lightning_vlmq.parsing import ActionParser, TagParser
 from lightning_vlmq.turns import Observation
 
-__all__ = ["AgentEnv", "Outcome"]
+__all__ = ["AgentEnv", "Outcome", "plain_settings"]
 
 _NO_SYNTAX = "Your last reply did not follow the syntax."
 _NO_ACTION = "Your last reply was not a valid action."
@@ -63,6 +63,9 @@ class AgentEnv:
         end_penalty: Added to the reward where a limit ends the episode.
         reward_scale: Factor on the environment's own reward.
 
+    Attributes:
+        settings: The arguments above, and those of environment and parser as far as they are public attributes there.
+
     Raises:
         ValueError: If the environment does not speak text, or a limit is negative.
     """
@@ -91,6 +94,9 @@ class AgentEnv:
         self.end_penalty = end_penalty
         self.reward_scale = reward_scale
         self._task = cast(TextTask, env)
+        # taken now: later the environment's attributes may be its state
+        self.settings = plain_settings(self, "environment.") | plain_settings(env, "environment.env.")
+        self.settings |= plain_settings(self.parser, "environment.parser.")
         self._seeds = np.random.default_rng()
         self._random = np.random.default_rng()
         self._seed = 0
@@ -200,6 +206,18 @@ class AgentEnv:
             invalid_streak=self._invalid,
             invalid_limit=self.invalid_limit,
         )
+
+
+def plain_settings(thing: object, prefix: str) -> dict[str, Any]:
+    """An object's class and public attributes of plain types, to tell whether two were made alike."""
+    plain = {name: value for name, value in vars(thing).items() if not name.startswith("_") and _is_plain(value)}
+    return {f"{prefix}{name}": value for name, value in {"class": type(thing).__name__, **plain}.items()}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_plain(each) for each in value)
+    return isinstance(value, str | int | float | None)
 
 
 _TEXT_MEMBERS = (

@@ -55,7 +55,8 @@ class VLMQ(L.LightningModule):
             through pi, the baseline that the paper shows to fail (fig. 5).
         threshold: Advantage, in units of reward, from which a token is imitated (beta of eq. 5);
             ``null`` imitates everything, which is SFT. :class:`~lightning_vlmq.callbacks.ThresholdSchedule` sets it.
-        filter: ``"advantage"`` is eq. 5; ``"exponential"`` weighs tokens by exp(advantage / temperature).
+        filter: ``"advantage"`` is eq. 5; ``"exponential"`` weighs tokens by exp(advantage / temperature), from when
+            ``threshold`` is a number (whose value then does not matter): until then everything is imitated.
         filter_temperature: Of the exponential filter, in units of reward.
         filter_clip: Largest weight of the exponential filter.
         min_pass_rate: Guard: if fewer tokens of a batch pass, the batch's own quantile is the threshold.
@@ -68,8 +69,10 @@ class VLMQ(L.LightningModule):
         in_turn_discount: Discount per token inside a turn; ``null`` takes gamma.
         trace: lambda of the tree backup inside a turn; 0 is the paper's one-step target.
         top_k: Expectations under pi run over its ``top_k`` likeliest tokens; ``null`` takes the vocabulary.
-        min_probability: Tokens below this probability are left out of the expectation (with ``top_k``). Small values
-            let tokens count that no data trains; the stop token can then be filtered out (docs/results.md).
+        top_p: Expectations under pi run over the fewest likeliest tokens that reach this probability.
+        min_probability: Tokens below this probability are left out of the expectation (with ``top_k`` or ``top_p``).
+            Small values let tokens count that no data trains; the stop token can then be filtered out
+            (docs/results.md).
         policy_temperature: Temperature of pi in expectations.
         popart_step: Step size of PopArt's statistics.
         popart_init: Initial second moment of PopArt; ``null`` switches normalisation off.
@@ -103,6 +106,7 @@ class VLMQ(L.LightningModule):
         in_turn_discount: float | None = None,
         trace: float = 1.0,
         top_k: int | None = 8,
+        top_p: float | None = None,
         min_probability: float = 0.1,
         policy_temperature: float = 1.0,
         popart_step: float = 5e-4,
@@ -165,7 +169,10 @@ class VLMQ(L.LightningModule):
             q_a = self.critic.q(heads.hidden, batch.reply_ids.unsqueeze(-1)).squeeze(-1)
             q_support = self.critic.q(heads.hidden, support.ids)
             adv = advantage(q_a, q_support, support, batch.reply_ids)
-        accepted, guarded = self._filter(adv, batch.mask)
+        # the critic has no say on turns that it may not learn from: these are imitated as in SFT
+        judged = batch.mask & batch.td.unsqueeze(-1)
+        accepted, guarded = self._filter(adv, judged)
+        accepted = torch.where(judged, accepted, 1.0)
         if hp["actor"] == "max_q":
             actor = max_q_loss(heads.logits, self.critic.q(heads.hidden.detach()), batch.mask, imitate_weight)
         else:
@@ -176,9 +183,8 @@ class VLMQ(L.LightningModule):
         targets = torch.zeros_like(q_a)
         if hp["td_weight"] > 0:
             targets = self._targets(batch, heads.hidden, support)
-            use = batch.mask & batch.td.unsqueeze(-1)
             if self.training:
-                self.critic.observe(heads.hidden, targets, use, batch.weight)
+                self.critic.observe(heads.hidden, targets, judged, batch.weight)
             critic = td_loss(
                 heads.prediction, self.critic.popart.normalise(targets), batch.mask, batch.weight * batch.td
             )
@@ -199,7 +205,8 @@ class VLMQ(L.LightningModule):
             logits,
             temperature=hp["policy_temperature"],
             top_k=hp["top_k"],
-            min_p=hp["min_probability"] if hp["top_k"] is not None else 0.0,
+            top_p=hp["top_p"],
+            min_p=0.0 if hp["top_k"] is None and hp["top_p"] is None else hp["min_probability"],
             allowed=self.allowed_tokens,
         )
 
@@ -248,12 +255,7 @@ class VLMQ(L.LightningModule):
         """One micro-batch."""
         self.seen_tokens[batch.reply_ids[batch.mask]] = True
         loss, logs = self.losses(batch)
-        if not torch.isfinite(loss):
-            bad = ", ".join(name for name, value in logs.items() if not torch.isfinite(value).all())
-            raise ValueError(
-                f"the loss is {loss.item()} at step {self.global_step} (batch {batch_idx}; not finite: {bad}); "
-                f"lower lr or critic_lr, or look at the rewards; earlier checkpoints are untouched"
-            )
+        self._stop_if_not_finite("the loss", loss, logs, f"batch {batch_idx}; ")
         self.log("loss", loss.detach(), prog_bar=True)
         self.log_dict(logs)
         return loss
@@ -308,8 +310,24 @@ class VLMQ(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips each group by itself: a batch with a reward of -200 must not starve the actor."""
-        self.log_dict(clip_groups(optimizer, gradient_clip_val, gradient_clip_algorithm))
+        """Clips each group by itself: a batch with a reward of -200 must not starve the actor.
+
+        Raises:
+            ValueError: A gradient is not finite (fp16's scaler skips such a step by itself).
+        """
+        logs = clip_groups(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if self._trainer is None or getattr(self._trainer.precision_plugin, "scaler", None) is None:
+            self._stop_if_not_finite("the gradient's norm", torch.stack(list(logs.values())).sum(), logs)
+        self.log_dict(logs)
+
+    def _stop_if_not_finite(self, what: str, value: Tensor, parts: dict[str, Tensor], where: str = "") -> None:
+        """Raises before anything of a bad step reaches the weights, so the last checkpoint stays a good one."""
+        if not torch.isfinite(value):
+            bad = ", ".join(name for name, part in parts.items() if not torch.isfinite(part).all())
+            raise ValueError(
+                f"{what} is {value.item()} at step {self.global_step} ({where}not finite: {bad}); "
+                f"lower lr or critic_lr, or look at the rewards; earlier checkpoints are untouched"
+            )
 
     # -- checkpoints ----------------------------------------------------------------------------------------
 

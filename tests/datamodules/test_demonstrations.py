@@ -1,10 +1,10 @@
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from lightning_vlmq import VLM, AgentEnv, Demonstrations, RandomZoomOut, TurnEncoder, TurnStore, collect
@@ -12,6 +12,7 @@ from lightning_vlmq.envs import Blackjack, NumberLine
 from lightning_vlmq.policy import ExpertPolicy, RandomPolicy
 from lightning_vlmq.relabelling import relabel
 from lightning_vlmq.rollout import play
+from lightning_vlmq.turns import Episode, Turn
 
 
 def _attach(data: Demonstrations, vlm: VLM) -> Demonstrations:
@@ -33,25 +34,30 @@ def _data(folder: Path, **options: Any) -> Demonstrations:
 
 
 def test_first_and_last_turns_are_drawn_as_often_as_others(vlm: VLM, tmp_path: Path) -> None:
-    data = _attach(_data(tmp_path, turns=40, holdout=0.0), vlm)
-    rows = data.training_rows
-    assert len(rows) == len(data.store.samples)
-    counts = dict.fromkeys(rows.tolist(), 0)
-    draws = 20_000
-    for number in range(draws // 8):
-        chosen = rows[np.random.default_rng([3, 0, 0, number]).integers(len(rows), size=8)]
-        for row in chosen.tolist():
-            counts[row] += 1
+    data = _attach(_data(tmp_path, turns=1, holdout=0.0), vlm)
+    rows = data.training_rows = data.training_rows[:40]
+    counts: dict[tuple[str, int], int] = {}
+    ends = 0
+
+    def count(turns: list[Turn], successors: list[Turn]) -> None:
+        nonlocal ends
+        for turn, after in zip(turns, successors, strict=True):
+            assert (after.episode, after.index) == (turn.episode, turn.index + 1)
+            counts[turn.episode, turn.index] = counts.get((turn.episode, turn.index), 0) + 1
+            ends += after.reply is None
+
+    data.encoder = SimpleNamespace(batch=count)  # type: ignore[assignment]
+    draws = 8_000
+    for _ in itertools.islice(data._training_batches(), draws // 8):
+        pass
+    assert len(counts) == len(rows)
     expected = draws / len(rows)
-    chi_square = sum((count - expected) ** 2 / expected for count in counts.values())
+    chi_square = sum((number - expected) ** 2 / expected for number in counts.values())
     # mean of the statistic is its degrees of freedom k, its deviation sqrt(2 k)
     k = len(rows) - 1
     assert chi_square < k + 5 * (2 * k) ** 0.5
-    columns = data.store.columns(["index", "episode"])
-    first = [row for row in rows.tolist() if columns["index"][row] == 0]
-    last = [row for row in rows.tolist() if columns["index"][row + 1] == columns["index"][row] + 1]
-    assert len(first) > 3
-    assert len(last) == len(rows)
+    assert sum(number for (_, index), number in counts.items() if index == 0) > draws / 20
+    assert ends > draws / 20
 
 
 def test_batches_are_a_function_of_the_seed_and_their_number(vlm: VLM, tmp_path: Path) -> None:
@@ -87,16 +93,6 @@ def test_collection_is_reproducible_resumable_and_not_repeated(
     assert len(collect(env, encoder, tmp_path / "one", turns=90, **settings)) == rows
     with pytest.raises(ValueError, match="these turns were collected with turns = 90, not 91"):
         collect(env, encoder, tmp_path / "one", turns=91, **settings)
-    # an interrupted collection goes on with the next seeds
-    part = tmp_path / "part"
-    collect(env, encoder, part, turns=30, **settings)
-    (part / "collection.json").write_text(
-        (tmp_path / "one" / "collection.json").read_text()  # as if 90 had been asked for from the start
-    )
-    whole = collect(env, encoder, part, turns=90, **settings)
-    assert len(whole.samples) >= 90
-    names = [e.turns[0].episode for e in whole.episodes()]
-    assert len(set(names)) == len(names)
 
 
 def test_unknown_policies_and_bad_shares_are_named(encoder: TurnEncoder, env: AgentEnv, tmp_path: Path) -> None:
@@ -107,7 +103,7 @@ def test_unknown_policies_and_bad_shares_are_named(encoder: TurnEncoder, env: Ag
 
 
 def test_no_turns_and_nothing_to_collect_is_named(vlm: VLM, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no turns; run `vlmq collect`"):
+    with pytest.raises(ValueError, match="holds no turns to train on; run `vlmq collect`"):
         _attach(Demonstrations(str(tmp_path / "empty"), turns=0), vlm)
 
 
@@ -137,7 +133,8 @@ def test_masks_alone_turn_the_data_into_sft_on_good_episodes(vlm: VLM, env: Agen
     data = _attach(Demonstrations(str(tmp_path / "good"), turns=0, batch_size=32, seed=0), vlm)
     batch = next(data._training_batches())
     assert not batch.td.any()
-    assert 0 < int(batch.imitate.sum()) < 32
+    assert batch.imitate.all()
+    assert {data.store[int(row)].episode for row in data.training_rows} <= good
 
 
 def test_the_expert_solves_numberline_and_plays_blackjack_well() -> None:
@@ -174,3 +171,78 @@ def test_augmentation_changes_training_pictures_only(vlm: VLM, tmp_path: Path) -
     assert rewards[0] == rewards[1]
     changed.load_state_dict({"drawn": 1})
     assert (features(changed._training_batches())[0] == after[2]).all()
+
+
+def test_an_interrupted_collection_goes_on(encoder: TurnEncoder, tmp_path: Path, monkeypatch: Any) -> None:
+    settings: dict[str, Any] = {"turns": 90, "mixture": {"random": 1.0}, "seed": 4, "parallel": 4}
+    whole = collect(AgentEnv(NumberLine()), encoder, tmp_path / "whole", **settings)
+    append, names = TurnStore.append, []
+
+    def interrupted(store: TurnStore, episode: Episode) -> None:
+        if len(names) == 3:
+            raise KeyboardInterrupt
+        names.append(episode.turns[0].episode)
+        append(store, episode)
+
+    monkeypatch.setattr(TurnStore, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        collect(AgentEnv(NumberLine()), encoder, tmp_path / "part", **settings)
+    monkeypatch.undo()
+    # within a round of 16, and not the first 3 of its seeds
+    kept = [e.turns[0].episode for e in TurnStore(tmp_path / "part").episodes()]
+    assert kept == names
+    assert sorted(kept) != sorted(e.turns[0].episode for e in whole.episodes())[:3]
+    part = collect(AgentEnv(NumberLine()), encoder, tmp_path / "part", **settings)
+
+    def played(store: TurnStore) -> dict[str, Episode]:
+        return {e.turns[0].episode: e for e in store.episodes()}
+
+    assert played(part) == played(whole)  # random actions depend on the episode's seed alone
+
+
+def test_damaged_shards_are_skipped_and_their_episodes_played_anew(
+    vlm: VLM, encoder: TurnEncoder, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"turns": 150, "mixture": {"random": 1.0}, "seed": 3, "parallel": 4}
+    names = {e.turns[0].episode for e in collect(AgentEnv(NumberLine()), encoder, tmp_path, **settings).episodes()}
+    shard = sorted(tmp_path.glob("*.parquet"))[0]
+    shard.write_bytes(shard.read_bytes()[:300])
+    with pytest.raises(ValueError, match=f"{shard.name} is .*skip_damaged: true"):
+        collect(AgentEnv(NumberLine()), encoder, tmp_path, **settings)
+    with pytest.warns(UserWarning, match=shard.name):
+        again = collect(AgentEnv(NumberLine()), encoder, tmp_path, **settings, skip_damaged=True)
+    assert {e.turns[0].episode for e in again.episodes()} == names
+    # through the DataModule, as the message advises
+    with pytest.warns(UserWarning, match=shard.name):
+        data = _attach(_data(tmp_path, turns=150, skip_damaged=True), vlm)
+    assert len(data.store.skipped) == 1
+    assert next(data._training_batches()).mask.any()
+
+
+def test_other_settings_of_the_environment_are_refused(encoder: TurnEncoder, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"turns": 5, "mixture": {"random": 1.0}, "parallel": 2}
+    collect(AgentEnv(NumberLine()), encoder, tmp_path, **settings)
+    collect(AgentEnv(NumberLine()), encoder, tmp_path, **settings)
+    with pytest.raises(ValueError, match=r"with environment.end_penalty = -10.0, not -200.0"):
+        collect(AgentEnv(NumberLine(), end_penalty=-200.0), encoder, tmp_path, **settings)
+    with pytest.raises(ValueError, match=r"with environment.env.font_sizes = \[\d+, \d+\], not \[20, 20\]"):
+        collect(AgentEnv(NumberLine(font_size=20)), encoder, tmp_path, **settings)
+
+
+def test_an_action_prompt_begins_the_base_vlms_replies(encoder: TurnEncoder, env: AgentEnv, tmp_path: Path) -> None:
+    store = collect(env, encoder, tmp_path, turns=5, mixture={"base_minimum": 1.0}, parallel=2)
+    turns = [turn for episode in store.episodes() for turn in episode.turns if turn.reply is not None]
+    assert all(turn.reply.startswith("[action]") and turn.policy == "base_minimum" for turn in turns)
+    assert all(turn.forced > 0 for turn in turns)
+
+
+def test_turns_that_no_loss_may_use_are_not_even_encoded(vlm: VLM, env: AgentEnv, tmp_path: Path) -> None:
+    def too_long(turn: Turn) -> Turn:
+        return dataclasses.replace(turn, reply="no " * 100, imitate=False, td=False) if turn.index == 1 else turn
+
+    with TurnStore(tmp_path) as store:
+        for episode in play(env, [RandomPolicy()], range(20)):
+            store.append(Episode((*(too_long(turn) for turn in episode.turns[:-1]), episode.turns[-1])))
+    data = _attach(Demonstrations(str(tmp_path), turns=0, batch_size=64, holdout=0.0, seed=0), vlm)
+    assert 0 < len(data.training_rows) < len(data.store.samples)
+    assert next(data._training_batches()).mask.any()

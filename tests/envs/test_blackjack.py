@@ -194,4 +194,4 @@ def test_speed():
     for index in range(1000):
         if env.step(index % 2)[2]:
             env.reset()
-    assert 1000 / (time.process_time() - start) > 300
+    assert 1000 / (time.process_time() - start) > 1000

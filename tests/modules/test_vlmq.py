@@ -4,6 +4,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn import functional as F
 
 from lightning_vlmq import VLM, VLMQ, AgentEnv, Demonstrations, RandomState, TargetCriticEMA, ThresholdSchedule
@@ -104,6 +105,55 @@ def test_masks_leave_turns_out(vlm: VLM, encoder: TurnEncoder, batch: TokenBatch
     assert torch.isfinite(module.losses(poisoned)[0])
 
 
+def test_turns_that_the_critic_may_not_learn_from_are_imitated_as_in_sft(vlm: VLM, batch: TokenBatch) -> None:
+    sft = VLMQ(vlm, td_weight=0.0).losses(batch)[0].detach()
+    module = VLMQ(vlm, threshold=0.0)
+    torch.nn.init.normal_(list(module.critic.online.parameters())[-2], std=0.1)
+    filtered = module.losses(batch)[1]
+    assert 0 < filtered["filter/pass_rate_all"] < 1
+    all_masked = module.losses(batch._replace(td=torch.zeros(8, dtype=torch.bool)))[1]
+    torch.testing.assert_close(all_masked["loss/actor"], sft)
+    # half and half: each turn's share of the loss is that of its own kind
+    half = torch.arange(8) < 4
+    mixed = module.losses(batch._replace(td=half))[1]["loss/actor"]
+    parts = [module.losses(batch._replace(imitate=half))[1], module.losses(batch._replace(td=half, imitate=~half))[1]]
+    torch.testing.assert_close(mixed, sum(part["loss/actor"] for part in parts))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"critic": "embeddings"},
+        {"critic_inputs": "raw"},
+        {"filter": "exponential"},
+        {"actor": "max_q"},
+        {"trace": 0.0},
+        {"in_turn_discount": 1.0},
+        {"policy_temperature": 0.2},
+        {"top_k": None},
+        {"top_k": None, "top_p": 0.5, "min_probability": 0.0},
+        {"popart_init": None},
+        {"min_pass_rate": 0.99},
+    ],
+    ids=str,
+)
+def test_every_option_changes_a_loss_that_trains(vlm: VLM, batch: TokenBatch, option: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {"threshold": 0.0, "min_probability": 0.0, "top_k": 8, "gamma": 0.9}
+    losses = []
+    for changed in ({}, option):
+        torch.manual_seed(0)
+        module = VLMQ(vlm, **(settings | changed))
+        for critic in (module.critic.online, module.critic.target):
+            torch.manual_seed(1)
+            torch.nn.init.normal_(list(critic.parameters())[-2], std=0.1)
+        loss, logs = module.losses(batch)
+        losses.append((loss.item(), logs["loss/actor"].item()))
+        gradients = _gradients(module, loss)
+        assert any(name.startswith("vlm") for name in gradients)
+        assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
+    assert losses[0] != losses[1]
+
+
 def test_terminated_turns_do_not_read_a_successor(vlm: VLM, encoder: TurnEncoder, pairs: list) -> None:
     ends = [pair for pair in pairs if pair[0].terminated]
     batch = encoder.batch(*zip(*ends, strict=True))
@@ -125,6 +175,38 @@ def test_nan_stops_the_fit_and_says_where(vlm: VLM, tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"the loss is nan at step 2 \(batch 2; not finite: .*loss/critic"):
         _trainer(tmp_path, 5, callbacks=[TargetCriticEMA(), Poison()]).fit(VLMQ(vlm, **LR), _data(tmp_path))
+
+
+def test_a_gradient_that_is_nan_leaves_the_last_checkpoint_a_good_one(vlm: VLM, tmp_path: Path) -> None:
+    class Poison(L.Callback):
+        def on_after_backward(self, trainer: L.Trainer, module: Any) -> None:
+            if trainer.global_step == 5:  # the last step of the second epoch, behind which a checkpoint is written
+                next(p for p in module.vlm.parameters() if p.grad is not None).grad.fill_(float("nan"))
+
+    keep = ModelCheckpoint(tmp_path, filename="last", every_n_epochs=1, enable_version_counter=False)
+    trainer = _trainer(tmp_path, 9, [TargetCriticEMA(), Poison(), keep], enable_checkpointing=True)
+    with pytest.raises(ValueError, match=r"the gradient's norm is nan at step 5 \(not finite: grad_norm/vlm"):
+        trainer.fit(VLMQ(vlm, **LR), _data(tmp_path, batches_per_epoch=3))
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3
+    assert all(torch.isfinite(value).all() for value in checkpoint["state_dict"].values() if value.is_floating_point())
+
+
+def test_bf16_trains_a_float32_adapter(vlm: VLM, tmp_path: Path) -> None:
+    module = VLMQ(vlm, threshold=0.0, **LR)
+    before = {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
+    seen: list[torch.dtype] = []
+    handle = (
+        vlm.hf.get_decoder()
+        .layers[0]
+        .self_attn.q_proj.base_layer.register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype))
+    )
+    _trainer(tmp_path, 3, precision="bf16-mixed").fit(module, _data(tmp_path))
+    handle.remove()
+    assert set(seen) == {torch.bfloat16}
+    after = dict(module.named_parameters())
+    assert all(after[name].dtype == torch.float32 for name in before)
+    assert all(not torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_rates_warm_up_then_fall_to_a_tenth(vlm: VLM) -> None:
@@ -223,26 +305,28 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
     options: dict[str, Any] = {"accumulate_grad_batches": accumulate}
     whole = module()
-    _trainer(tmp_path, 7, callbacks(), **options).fit(whole, _data(tmp_path))
+    epochs = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, every_n_epochs=1)
+    _trainer(tmp_path, 7, [*callbacks(), epochs], enable_checkpointing=True, **options).fit(whole, _data(tmp_path))
 
     first = _trainer(tmp_path, 4, callbacks(), **options)  # in the middle of the second epoch
     first.fit(module(), _data(tmp_path))
-    first.save_checkpoint(tmp_path / "b.ckpt")
-    resumed = module()
-    torch.manual_seed(99)
-    _trainer(tmp_path, 7, callbacks(), **options).fit(resumed, _data(tmp_path), ckpt_path=tmp_path / "b.ckpt")
-    for (name, a), (_, b) in zip(whole.state_dict().items(), resumed.state_dict().items(), strict=True):
-        assert torch.equal(a, b), name
+    first.save_checkpoint(tmp_path / "middle.ckpt")
+    for checkpoint in ("middle.ckpt", "epoch=0.ckpt"):
+        resumed = module()
+        torch.manual_seed(99)
+        _trainer(tmp_path, 7, callbacks(), **options).fit(resumed, _data(tmp_path), ckpt_path=tmp_path / checkpoint)
+        for (name, a), (_, b) in zip(whole.state_dict().items(), resumed.state_dict().items(), strict=True):
+            assert torch.equal(a, b), (checkpoint, name)
 
 
-def _data(tmp_path: Path) -> Demonstrations:
+def _data(tmp_path: Path, batches_per_epoch: int = 6) -> Demonstrations:
     return Demonstrations(
         str(tmp_path / "data"),
         AgentEnv(NumberLine()),
         turns=60,
         mixture={"random": 1.0},
         batch_size=4,
-        batches_per_epoch=6,
+        batches_per_epoch=batches_per_epoch,
         validation_batches=1,
         seed=5,
     )
@@ -254,13 +338,12 @@ def _trainer(tmp_path: Path, steps: int, callbacks: list[L.Callback] | None = No
         accelerator="cpu",
         default_root_dir=tmp_path,
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         gradient_clip_val=2.0,
         callbacks=[TargetCriticEMA()] if callbacks is None else callbacks,
-        **options,
+        **({"enable_checkpointing": False} | options),
     )
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -11,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BertConfig
 
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.turns import Turn
-from lightning_vlmq.vlm import VLM
+from lightning_vlmq.vlm import VLM, _until_stop
 
 
 def test_only_the_language_model_gets_an_adapter(tiny_folder: Path) -> None:
@@ -95,6 +96,33 @@ def test_batched_generation_equals_one_by_one(vlm: VLM, encoder: TurnEncoder, pa
     together = vlm.generate(encoder.prompts(observations), max_new_tokens=8)
     alone = [vlm.generate(encoder.prompts([o]), max_new_tokens=8)[0] for o in observations]
     assert together == alone
+
+
+def test_log_probs_in_training_are_those_of_generation(vlm: VLM, encoder: TurnEncoder, pairs: list) -> None:
+    turns = [turn for turn, _ in pairs[:6]]
+    inputs = encoder.prompts([turn.observation for turn in turns])
+    output = vlm.eval().hf.generate(
+        **vlm._model_inputs(inputs),
+        do_sample=False,
+        max_new_tokens=6,
+        eos_token_id=list(vlm.stop_ids),
+        pad_token_id=vlm.tokenizer.pad_token_id,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    generated = torch.stack(output.logits, dim=1).log_softmax(-1)  # left-padded prompts, one token at a time
+    replies = [_until_stop(ids, vlm.stop_ids) for ids in output.sequences[:, inputs["input_ids"].shape[1] :].tolist()]
+    said = [
+        dataclasses.replace(turn, reply_ids=tuple(ids), tokenizer=vlm.tokenizer_fingerprint)
+        for turn, ids in zip(turns, replies, strict=True)
+    ]
+    batch = encoder.batch(said, [after for _, after in pairs[:6]])
+    index = batch.positions.unsqueeze(-1).expand(-1, -1, vlm.hidden_size)
+    trained = vlm.logits(vlm.hidden(batch.inputs).gather(1, index)).log_softmax(-1)  # right-padded, all at once
+    for row, ids in enumerate(replies):
+        tokens, steps = torch.tensor(ids), torch.arange(len(ids))
+        torch.testing.assert_close(trained[row, steps, tokens], generated[row, steps, tokens], atol=1e-4, rtol=0)
+    assert sum(len(ids) for ids in replies) > 6
 
 
 def test_generation_is_seeded_and_leaves_the_global_generator(vlm: VLM, encoder: TurnEncoder, pairs: list) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -35,12 +36,14 @@ class VLM(nn.Module):
         lora_targets: Suffixes of module names that get an adapter, e.g. ``["q_proj", "v_proj"]``;
             ``"all-linear"`` takes every linear layer of the language model. Only the language model is
             searched: the same suffixes also occur in vision towers, whose features are cached.
+        lora_layers: Only this many layers of the language model, the last ones, get an adapter; ``null`` takes all. An
+            update is cheaper, and what the layers below know cannot be lost.
         train_head: Also train the token embeddings and the language head (the paper freezes them).
         dtype: Type of the base weights, e.g. ``"bfloat16"``; the adapter stays float32.
 
     Raises:
         ValueError: The model has no image input, the name is neither a folder nor reachable, or
-            ``lora_targets`` match nothing.
+            ``lora_targets`` or ``lora_layers`` match nothing.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class VLM(nn.Module):
         lora_alpha: float = 32.0,
         lora_dropout: float = 0.0,
         lora_targets: Sequence[str] | str = "all-linear",
+        lora_layers: int | None = None,
         train_head: bool = False,
         dtype: str = "float32",
     ) -> None:
@@ -63,7 +67,7 @@ class VLM(nn.Module):
         self.tokenizer.padding_side = "left"
         network.requires_grad_(False)
         if lora_rank > 0:
-            targets = _adapter_targets(network, lora_targets)
+            targets = _adapter_targets(network, lora_targets, lora_layers)
             saved = ["lm_head", "embed_tokens"] if train_head else None
             config = LoraConfig(
                 r=lora_rank,
@@ -306,8 +310,8 @@ def _locate(name: str) -> str:
     return source
 
 
-def _adapter_targets(network: Any, targets: Sequence[str] | str) -> list[str]:
-    """Full names of the linear layers of the language model that ``targets`` name."""
+def _adapter_targets(network: Any, targets: Sequence[str] | str, layers: int | None) -> list[str]:
+    """Full names of the linear layers of the language model that ``targets`` name, in its last ``layers`` layers."""
     decoder = network.get_decoder()
     prefix = next(name for name, module in network.named_modules() if module is decoder)
     linear = [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
@@ -319,4 +323,10 @@ def _adapter_targets(network: Any, targets: Sequence[str] | str) -> list[str]:
     if not chosen:
         known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
         raise ValueError(f"vlm.lora_targets: {wanted} match no linear layer of the language model; it has {known}")
+    if layers is not None:
+        numbers = {name: int(found[1]) for name in chosen if (found := re.search(r"(?:^|\.)layers\.(\d+)\.", name))}
+        first = max(numbers.values(), default=-1) + 1 - layers
+        chosen = [name for name, number in numbers.items() if number >= first]
+        if layers < 1 or not chosen:
+            raise ValueError(f"vlm.lora_layers: {layers} leaves no layer to adapt; give at least 1, or null for all")
     return [f"{prefix}.{name}" for name in chosen]

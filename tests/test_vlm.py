@@ -25,6 +25,16 @@ def test_only_the_language_model_gets_an_adapter(tiny_folder: Path) -> None:
     assert sum(p.numel() for p in vlm.parameters() if p.requires_grad) == 8 * 2 * 32
 
 
+def test_only_the_last_layers_get_an_adapter(tiny_folder: Path) -> None:
+    names = VLM(str(tiny_folder), lora_rank=2, lora_targets=["q_proj"], lora_layers=1).trainable_names()
+    assert len(names) == 2
+    assert all(".layers.1.self_attn.q_proj." in name for name in names)
+    every = VLM(str(tiny_folder), lora_rank=2).trainable_names()
+    assert VLM(str(tiny_folder), lora_rank=2, lora_layers=2).trainable_names() == every
+    with pytest.raises(ValueError, match=r"vlm.lora_layers: 0 leaves no layer"):
+        VLM(str(tiny_folder), lora_layers=0)
+
+
 def test_targets_that_match_nothing_are_named(tiny_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"lora_targets: \['Wqkv'\] match no linear layer.*it has .*q_proj"):
         VLM(str(tiny_folder), lora_targets=["Wqkv"])

@@ -1,6 +1,5 @@
 """Makes a demonstration set: plays an environment with a mixture of policies and stores the turns."""
 
-import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -87,9 +86,8 @@ def collect(
         bar = progress.add_task("", total=turns, completed=done)
         # Rounds of a fixed number of episodes, so that the same seeds are played whatever the speed; of a round that
         # was interrupted, those that are missing.
-        for first in itertools.count(step=4 * parallel):
-            if done >= turns:
-                break
+        first = 0
+        while done < turns:
             seeds = [_episode_seed(seed, number) for number in range(first, first + 4 * parallel)]
             missing = [each for each in seeds if each not in stored]
             policies = [_policy(name, encoder, temperature, seed + first) for name in mixture]
@@ -99,6 +97,7 @@ def collect(
                 store.append(episode)
                 done += len(episode)
                 progress.update(bar, completed=min(done, turns))
+            first += len(seeds)
             store.flush()
     return store
 

@@ -8,7 +8,6 @@ import contextlib
 import copy
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -16,13 +15,12 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-__all__ = ["EMBEDDED", "VLM"]
+from lightning_vlmq.loading import EMBEDDED, adapter_targets, locate
 
-EMBEDDED = Path(__file__).parent / "embedded"
-"""Folder of the small VLM that comes with the package; ``name="embedded"`` means this one."""
+__all__ = ["EMBEDDED", "VLM"]
 
 
 class VLM(nn.Module):
@@ -60,14 +58,14 @@ class VLM(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
-        source = _locate(name)
+        source = locate(name)
         network = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype))
         self.processor: Any = AutoProcessor.from_pretrained(source)  # type: ignore[no-untyped-call]
         self.tokenizer = self.processor.tokenizer
         self.tokenizer.padding_side = "left"
         network.requires_grad_(False)
         if lora_rank > 0:
-            targets = _adapter_targets(network, lora_targets, lora_layers)
+            targets = adapter_targets(network, lora_targets, lora_layers)
             saved = ["lm_head", "embed_tokens"] if train_head else None
             config = LoraConfig(
                 r=lora_rank,
@@ -149,6 +147,16 @@ class VLM(nn.Module):
         head = self.hf.get_output_embeddings()
         return cast(Tensor, getattr(head, "original_module", head).weight)
 
+    @contextlib.contextmanager
+    def inference(self) -> Iterator[None]:
+        """Within this context no part drops anything out; behind it the model trains if it did before."""
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
+
     # -- what it computes -----------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -169,10 +177,8 @@ class VLM(nn.Module):
         kept = inputs["attention_mask"].bool()
         ids = [row[keep].tolist() for row, keep in zip(inputs["input_ids"], kept, strict=True)]
         pixels = {k: v.to(self.device) for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
-        training = self.training
-        self.eval()  # a tower's dropout would stay in the cache for good
-        output = self.hf.model.get_image_features(**pixels, return_dict=True)
-        self.train(training)
+        with self.inference():  # a tower's dropout would stay in the cache for good
+            output = self.hf.model.get_image_features(**pixels, return_dict=True)
         pooled = output.pooler_output
         flat = torch.cat([f.reshape(-1, f.shape[-1]) for f in pooled], dim=0)
         counts = [row.count(self.image_token_id) for row in ids]
@@ -215,14 +221,12 @@ class VLM(nn.Module):
         Returns:
             Ids of each reply, the stop token included where one was sampled.
         """
-        training = self.training
-        self.eval()
         sampling: dict[str, Any] = {"do_sample": temperature > 0}
         if temperature > 0:
             # generation defaults of some families hold top_k and top_p: the data must come from pi itself
             sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with self.inference(), torch.random.fork_rng(devices=devices):
             if generator_seed is not None:
                 torch.manual_seed(generator_seed)
             output = self.hf.generate(
@@ -234,7 +238,6 @@ class VLM(nn.Module):
                 suppress_tokens=list(self.forbidden_ids),
                 use_cache=True,
             )
-        self.train(training)
         replies = output[:, inputs["input_ids"].shape[1] :].tolist()
         return [_until_stop(ids, self.stop_ids) for ids in replies]
 
@@ -287,46 +290,3 @@ def _until_stop(ids: list[int], stop_ids: tuple[int, ...]) -> list[int]:
         if token in stop_ids:
             return ids[: position + 1]
     return ids
-
-
-def _locate(name: str) -> str:
-    """Folder or hub name of a model; refuses what surely is none before the network is tried."""
-    if name == "embedded":
-        return str(EMBEDDED)
-    path = Path(name).expanduser()
-    if (path / "config.json").is_file():
-        source = str(path)
-    elif path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ValueError(f"vlm.name: {name!r} is no folder with a config.json; give a model folder or a hub name")
-    else:
-        source = name
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"vlm.name: cannot load {name!r} ({reason}); give a model folder or a hub name") from None
-    if not hasattr(config, "vision_config"):
-        raise ValueError(f"vlm.name: {name!r} ({config.model_type}) has no image input; choose a vision-language model")
-    return source
-
-
-def _adapter_targets(network: Any, targets: Sequence[str] | str, layers: int | None) -> list[str]:
-    """Full names of the linear layers of the language model that ``targets`` name, in its last ``layers`` layers."""
-    decoder = network.get_decoder()
-    prefix = next(name for name, module in network.named_modules() if module is decoder)
-    linear = [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
-    wanted = [targets] if isinstance(targets, str) else list(targets)
-    if wanted == ["all-linear"]:
-        chosen = linear
-    else:
-        chosen = [name for name in linear if any(name == t or name.endswith(f".{t}") for t in wanted)]
-    if not chosen:
-        known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
-        raise ValueError(f"vlm.lora_targets: {wanted} match no linear layer of the language model; it has {known}")
-    if layers is not None:
-        numbers = {name: int(found[1]) for name in chosen if (found := re.search(r"(?:^|\.)layers\.(\d+)\.", name))}
-        first = max(numbers.values(), default=-1) + 1 - layers
-        chosen = [name for name, number in numbers.items() if number >= first]
-        if layers < 1 or not chosen:
-            raise ValueError(f"vlm.lora_layers: {layers} leaves no layer to adapt; give at least 1, or null for all")
-    return [f"{prefix}.{name}" for name in chosen]

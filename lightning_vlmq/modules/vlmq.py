@@ -241,11 +241,9 @@ class VLMQ(L.LightningModule):
     @torch.no_grad()
     def _next_values(self, batch: TokenBatch) -> Tensor:
         """E_pi of the target critic at h'^0 ``[B']``, the VLM in inference mode (eq. 2)."""
-        training = self.vlm.training
-        self.vlm.eval()
-        hidden = self.vlm.hidden(batch.next_inputs)
+        with self.vlm.inference():
+            hidden = self.vlm.hidden(batch.next_inputs)
         hidden = hidden[torch.arange(len(hidden), device=hidden.device), batch.next_positions]
-        self.vlm.train(training)
         support = self._support(self.vlm.logits(hidden))
         return expectation(self.critic.q_target(hidden, support.ids), support)
 
@@ -317,7 +315,7 @@ class VLMQ(L.LightningModule):
         """
         logs = clip_groups(optimizer, gradient_clip_val, gradient_clip_algorithm)
         if self._trainer is None or getattr(self._trainer.precision_plugin, "scaler", None) is None:
-            self._stop_if_not_finite("the gradient's norm", torch.stack(list(logs.values())).sum(), logs)
+            self._stop_if_not_finite("the gradient's norm", sum(logs.values(), torch.zeros(())), logs)
         self.log_dict(logs)
 
     def _stop_if_not_finite(self, what: str, value: Tensor, parts: dict[str, Tensor], where: str = "") -> None:

@@ -1,0 +1,57 @@
+"""Where a model is found, and which of its layers get an adapter."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig
+
+__all__ = ["EMBEDDED", "adapter_targets", "locate"]
+
+EMBEDDED = Path(__file__).parent / "embedded"
+"""Folder of the small VLM that comes with the package; ``name="embedded"`` means this one."""
+
+
+def locate(name: str) -> str:
+    """Folder or hub name of a model; refuses what surely is none before the network is tried."""
+    if name == "embedded":
+        return str(EMBEDDED)
+    path = Path(name).expanduser()
+    if (path / "config.json").is_file():
+        source = str(path)
+    elif path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ValueError(f"vlm.name: {name!r} is no folder with a config.json; give a model folder or a hub name")
+    else:
+        source = name
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"vlm.name: cannot load {name!r} ({reason}); give a model folder or a hub name") from None
+    if not hasattr(config, "vision_config"):
+        raise ValueError(f"vlm.name: {name!r} ({config.model_type}) has no image input; choose a vision-language model")
+    return source
+
+
+def adapter_targets(network: Any, targets: Sequence[str] | str, layers: int | None) -> list[str]:
+    """Full names of the linear layers of the language model that ``targets`` name, in its last ``layers`` layers."""
+    decoder = network.get_decoder()
+    prefix = next(name for name, module in network.named_modules() if module is decoder)
+    linear = [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
+    wanted = [targets] if isinstance(targets, str) else list(targets)
+    if wanted == ["all-linear"]:
+        chosen = linear
+    else:
+        chosen = [name for name in linear if any(name == t or name.endswith(f".{t}") for t in wanted)]
+    if not chosen:
+        known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
+        raise ValueError(f"vlm.lora_targets: {wanted} match no linear layer of the language model; it has {known}")
+    if layers is not None:
+        numbers = {name: int(found[1]) for name in chosen if (found := re.search(r"(?:^|\.)layers\.(\d+)\.", name))}
+        first = max(numbers.values(), default=-1) + 1 - layers
+        chosen = [name for name, number in numbers.items() if number >= first]
+        if layers < 1 or not chosen:
+            raise ValueError(f"vlm.lora_layers: {layers} leaves no layer to adapt; give at least 1, or null for all")
+    return [f"{prefix}.{name}" for name in chosen]

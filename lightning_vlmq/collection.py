@@ -1,7 +1,6 @@
 """Makes a demonstration set: plays an environment with a mixture of policies and stores the turns."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.envs.agent import AgentEnv, plain_settings
+from lightning_vlmq.files import write_atomic
 from lightning_vlmq.policy import ExpertPolicy, Policy, RandomPolicy, VLMPolicy
 from lightning_vlmq.rollout import play
 from lightning_vlmq.store import TurnStore
@@ -79,7 +79,8 @@ def collect(
     done = len(store.samples)
     if done >= turns:
         return store
-    _write_atomically(path, json.dumps(settings, indent=1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(settings, indent=1).encode())
     stored = set(store.columns(["seed"])["seed"].tolist())  # read without decoding a picture
     columns = (TextColumn("collecting turns"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with store, Progress(*columns, TimeRemainingColumn()) as progress:  # what is played is kept, whatever interrupts
@@ -119,10 +120,3 @@ def _policy(name: str, encoder: TurnEncoder, temperature: float, seed: int) -> P
             encoder, temperature=temperature, base=True, seed=seed, action_prompt="minimum", name="base_minimum"
         )
     raise ValueError(f"mixture: unknown policy {name!r}; choose from {', '.join(POLICIES)}")
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -1,9 +1,8 @@
-"""Shards of turns on disk: schema, conversion of rows, atomic writing, the manifest, checks and lazy reading."""
+"""Shards of turns on disk: schema, conversion of rows, the manifest, checks and lazy reading."""
 
 import contextlib
 import json
 import math
-import os
 import re
 import zlib
 from collections import OrderedDict
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lightning_vlmq.files import write_atomic
 from lightning_vlmq.turns import SCHEMA_VERSION, Observation, Turn
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "ShardReader",
     "check_shard",
     "index_rows",
-    "lock",
     "read_manifest",
     "to_table",
     "write_manifest",
@@ -150,31 +149,6 @@ class DamagedShardError(Exception):
     """A shard is missing or damaged; the text is the reason."""
 
 
-def _write_atomic(path: Path, data: Any) -> None:
-    """Writes a file that is either there as a whole or not at all, also after a crash of the machine."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-@contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """One writer at a time in a folder; the system releases the lock of a killed process."""
-    import fcntl  # POSIX only: stores can be read, but not written, elsewhere
-
-    with open(folder / ".lock", "ab") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
 def _crc(path: Path) -> int:
     """CRC-32 of a file's bytes."""
     crc = 0
@@ -191,7 +165,7 @@ def write_shard(folder: Path, name: str, table: Any) -> Shard:
     pq.write_table(table, sink, row_group_size=rows, compression="snappy", use_dictionary=False, write_statistics=False)
     data = sink.getvalue()
     groups = np.append(np.arange(0, len(table), rows, dtype=np.int64), len(table))
-    _write_atomic(folder / name, data)
+    write_atomic(folder / name, data)
     return Shard(name, len(table), data.size, zlib.crc32(data), groups)
 
 
@@ -199,7 +173,7 @@ def write_manifest(folder: Path, listed: dict[str, dict[str, Any]], shards: Sequ
     """Writes the manifest: the entries that were ``listed`` before, renewed by those of ``shards``."""
     entries = listed | {s.name: {"name": s.name, "rows": s.rows, "bytes": s.size, "crc32": s.crc} for s in shards}
     manifest = {"schema_version": SCHEMA_VERSION, "shards": [entries[name] for name in sorted(entries)]}
-    _write_atomic(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    write_atomic(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:

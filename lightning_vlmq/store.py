@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lightning_vlmq import shards as disk
+from lightning_vlmq.files import lock
 from lightning_vlmq.shards import SCHEMA, DamagedShardError, RowIndex, Shard, ShardReader
 from lightning_vlmq.turns import SCHEMA_VERSION, Episode, Turn
 
@@ -137,7 +138,7 @@ class TurnStore:
         if not self._buffer:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with disk.lock(self.folder):
+        with lock(self.folder):
             for leftover in self.folder.glob(".*.parquet.tmp"):  # of killed writers: live ones hold the lock
                 leftover.unlink()
             self.reload()

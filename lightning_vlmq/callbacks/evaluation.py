@@ -13,6 +13,7 @@ from rich.progress import track
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.envs.agent import AgentEnv
 from lightning_vlmq.evaluation import Scores, print_scores, score_episodes
+from lightning_vlmq.files import write_atomic
 from lightning_vlmq.policy import VLMPolicy
 from lightning_vlmq.rollout import play
 from lightning_vlmq.scoreboards import Scoreboard
@@ -126,9 +127,7 @@ class Report(L.Callback):
         results["seed"] = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         path = Path(trainer.log_dir or trainer.default_root_dir) / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(results, indent=1))
-        os.replace(temporary, path)
+        write_atomic(path, json.dumps(results, indent=1).encode())
         rank_zero_info(f"results: {path}")
         for logger in trainer.loggers:
             metrics = {

@@ -2,11 +2,9 @@
 
 from typing import Any, Literal, NamedTuple
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lightning_vlmq.batches import TokenBatch
 from lightning_vlmq.heads import Critic, EmbeddingCritic, MLPCritic
@@ -26,8 +24,9 @@ from lightning_vlmq.losses import (
     token_rewards_and_discounts,
     tree_backup,
 )
+from lightning_vlmq.modules.base import AgentModule
 from lightning_vlmq.modules.diagnostics import diagnostics
-from lightning_vlmq.modules.optim import Group, clip_groups, make_optimizer
+from lightning_vlmq.modules.optim import Group, make_optimizer
 from lightning_vlmq.normalisation import PopArt, Standardise
 from lightning_vlmq.vlm import VLM
 
@@ -42,7 +41,7 @@ class _Heads(NamedTuple):
     prediction: Tensor  # [B, T], normalised Q of the reply's tokens
 
 
-class VLMQ(L.LightningModule):
+class VLMQ(AgentModule):
     """VLM Q-Learning (Grigsby et al. 2025): a language head that imitates what a token critic approves of.
 
     Each step computes ``L = L_fsft + td_weight * L_td`` (eq. 7) for a batch of turns. Fitting needs a
@@ -80,7 +79,8 @@ class VLMQ(L.LightningModule):
         critic_lr: Learning rate of the critic.
         warmup_steps: Optimiser steps of linear warm-up of the adapter.
         critic_warmup_steps: The same of the critic.
-        decay_steps: Optimiser steps over which both rates fall linearly to a tenth; 0 keeps them (the paper).
+        decay_steps: Optimiser steps over which both rates fall linearly to a tenth; 0 keeps them (the paper),
+            ``null`` takes all steps of the fit.
         optimizer: ``"adamw"``, or ``"adamw8bit"`` of bitsandbytes.
         weight_decay: Of both groups.
 
@@ -115,17 +115,15 @@ class VLMQ(L.LightningModule):
         critic_lr: float = 6e-4,
         warmup_steps: int = 250,
         critic_warmup_steps: int = 100,
-        decay_steps: int = 0,
+        decay_steps: int | None = 0,
         optimizer: Literal["adamw", "adamw8bit"] = "adamw",
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(vlm)
         self.save_hyperparameters(ignore=["vlm"])
-        self.strict_loading = False  # the frozen base is not in checkpoints; on_load_checkpoint checks the rest
         _check_range("trace", trace, 0, 1)
         _check_range("gamma", gamma, 0, 1)
         _check_range("min_pass_rate", min_pass_rate, 0, 1)
-        self.vlm = vlm
         self.threshold = threshold
         head: MLPCritic | EmbeddingCritic
         if critic == "mlp":
@@ -190,7 +188,7 @@ class VLMQ(L.LightningModule):
             )
             loss = actor + hp["td_weight"] * critic
             logs["loss/critic"] = critic.detach()
-        if self._should_log():
+        if self.should_log():
             logs |= diagnostics(batch, heads.logits, log_pi, q_a, adv, accepted, targets, self.seen_tokens)
             logs["filter/guard_engaged"] = guarded.float()
             logs["popart/mean"] = self.critic.popart.mu.clone()
@@ -253,7 +251,7 @@ class VLMQ(L.LightningModule):
         """One micro-batch."""
         self.seen_tokens[batch.reply_ids[batch.mask]] = True
         loss, logs = self.losses(batch)
-        self._stop_if_not_finite("the loss", loss, logs, f"batch {batch_idx}; ")
+        self.stop_if_not_finite("the loss", loss, logs, f"batch {batch_idx}; ")
         self.log("loss", loss.detach(), prog_bar=True)
         self.log_dict(logs)
         return loss
@@ -278,19 +276,10 @@ class VLMQ(L.LightningModule):
                 "move); add it to the trainer's callbacks, or set td_weight: 0 for SFT"
             )
 
-    def on_train_start(self) -> None:
-        """Turns dropout on: ``from_pretrained`` hands models over in inference mode."""
-        self.train()
-
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """After the step the critic's statistics take in the batches that led to it, once for all of them.
-
-        Within an accumulation they stand still, so that 8 x 1 accumulated equals 1 x 8.
-        """
+        """Behind a step the critic's statistics take in its batches at once: 8 x 1 accumulated equals 1 x 8."""
         super().optimizer_step(*args, **kwargs)
         self.critic.commit()
-
-    # -- optimisation ---------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One optimiser with a group each for the VLM and the critic, own warm-ups, one decay."""
@@ -299,74 +288,9 @@ class VLMQ(L.LightningModule):
             Group("vlm", list(self.vlm.parameters()), hp["lr"], hp["warmup_steps"]),
             Group("critic", list(self.critic.parameters()), hp["critic_lr"], hp["critic_warmup_steps"]),
         ]
-        optimizer, schedule = make_optimizer(hp["optimizer"], groups, hp["weight_decay"], hp["decay_steps"])
+        decay = self.steps_of_fit("decay_steps: null") if hp["decay_steps"] is None else hp["decay_steps"]
+        optimizer, schedule = make_optimizer(hp["optimizer"], groups, hp["weight_decay"], decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clips each group by itself: a batch with a reward of -200 must not starve the actor.
-
-        Raises:
-            ValueError: A gradient is not finite (fp16's scaler skips such a step by itself).
-        """
-        logs = clip_groups(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        if self._trainer is None or getattr(self._trainer.precision_plugin, "scaler", None) is None:
-            self._stop_if_not_finite("the gradient's norm", sum(logs.values(), torch.zeros(())), logs)
-        self.log_dict(logs)
-
-    def _stop_if_not_finite(self, what: str, value: Tensor, parts: dict[str, Tensor], where: str = "") -> None:
-        """Raises before anything of a bad step reaches the weights, so the last checkpoint stays a good one."""
-        if not torch.isfinite(value):
-            bad = ", ".join(name for name, part in parts.items() if not torch.isfinite(part).all())
-            raise ValueError(
-                f"{what} is {value.item()} at step {self.global_step} ({where}not finite: {bad}); "
-                f"lower lr or critic_lr, or look at the rewards; earlier checkpoints are untouched"
-            )
-
-    # -- checkpoints ----------------------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves the frozen base out: a checkpoint holds what was trained."""
-        kept = self._checkpoint_keys()
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another configuration (loading itself is not strict).
-
-        Raises:
-            ValueError: Keys are missing, unknown, or of another shape.
-        """
-        own, found = self.state_dict(), checkpoint["state_dict"]
-        missing = sorted(self._checkpoint_keys() - set(found))
-        unknown = sorted(set(found) - set(own))
-        other = sorted(k for k in set(found) & set(own) if found[k].shape != own[k].shape)
-        for what, keys in (("lacks", missing), ("has unknown", unknown), ("has other shapes of", other)):
-            if keys:
-                raise ValueError(
-                    f"the checkpoint {what} {keys[0]} (and {len(keys) - 1} more); "
-                    f"load it with the configuration it was made with"
-                )
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As in PyTorch; that the frozen base is not among the keys is no news."""
-        keys = super().load_state_dict(*args, **kwargs)
-        own = self._checkpoint_keys()
-        return keys._replace(missing_keys=[key for key in keys.missing_keys if key in own])
-
-    def _checkpoint_keys(self) -> set[str]:
-        trained = {f"vlm.{name}" for name in self.vlm.trainable_names()}
-        return trained | {key for key in self.state_dict() if not key.startswith("vlm.")}
-
-    def _should_log(self) -> bool:
-        """Statistics cost a softmax over the vocabulary: they are made when the logger asks for them."""
-        if self._trainer is None or not self.training:
-            return True
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return (self.global_step + 1) % max(1, every) == 0
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

@@ -77,6 +77,26 @@ def test_rates_warm_up_then_fall_to_a_tenth(vlm: VLM) -> None:
     assert rates[12] == pytest.approx([0.1e-3, 0.1 * 2e-3])
 
 
+def test_rates_fall_over_the_whole_fit_where_no_steps_are_named(vlm: VLM, tmp_path: Path) -> None:
+    rates = []
+
+    class Rates(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *args: object) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    module = VLMQ(vlm, lr=1e-3, critic_lr=1e-3, warmup_steps=1, critic_warmup_steps=1, decay_steps=None)
+    trainer = _trainer(tmp_path, 5)
+    trainer.callbacks.append(Rates())  # type: ignore[attr-defined]
+    trainer.fit(module, _data(tmp_path))
+    assert rates == pytest.approx([1e-3, 0.82e-3, 0.64e-3, 0.46e-3, 0.28e-3])  # 1 - .9 step / 5
+
+
+def test_a_fit_without_end_cannot_tell_over_what_rates_fall(vlm: VLM, tmp_path: Path) -> None:
+    module = VLMQ(vlm, decay_steps=None)
+    with pytest.raises(ValueError, match=r"decay_steps: null needs an end of the fit; set trainer.max_steps"):
+        _trainer(tmp_path, -1, max_epochs=-1).fit(module, _data(tmp_path))
+
+
 def test_groups_have_their_own_rates_warmups_and_norms(vlm: VLM, tmp_path: Path) -> None:
     module = VLMQ(vlm, lr=1e-3, critic_lr=2e-3, warmup_steps=10, critic_warmup_steps=5)
     config = module.configure_optimizers()

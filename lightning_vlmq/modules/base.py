@@ -1,0 +1,109 @@
+"""What the LightningModules here share: a VLM with an adapter, small checkpoints, a stop at bad numbers."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_vlmq.modules.optim import clip_groups
+from lightning_vlmq.vlm import VLM
+
+__all__ = ["AgentModule"]
+
+
+class AgentModule(L.LightningModule):
+    """A LightningModule around a VLM whose frozen base stays out of checkpoints.
+
+    Args:
+        vlm: The model with its adapter.
+    """
+
+    def __init__(self, vlm: VLM) -> None:
+        super().__init__()
+        self.strict_loading = False  # the frozen base is not in checkpoints; on_load_checkpoint checks the rest
+        self.vlm = vlm
+
+    # -- training -------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Turns dropout on: ``from_pretrained`` hands models over in inference mode."""
+        self.train()
+
+    def steps_of_fit(self, wanted_by: str) -> int:
+        """Optimiser steps of the whole fit.
+
+        Raises:
+            ValueError: The fit has no end; the message begins with ``wanted_by``.
+        """
+        steps = float(self.trainer.estimated_stepping_batches)
+        if steps == float("inf"):
+            raise ValueError(f"{wanted_by} needs an end of the fit; set trainer.max_steps or trainer.max_epochs")
+        return int(steps)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips each group by itself: a batch with a reward of -200 must not starve the actor.
+
+        Raises:
+            ValueError: A gradient is not finite (fp16's scaler skips such a step by itself).
+        """
+        logs = clip_groups(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if self._trainer is None or getattr(self._trainer.precision_plugin, "scaler", None) is None:
+            self.stop_if_not_finite("the gradient's norm", sum(logs.values(), torch.zeros(())), logs)
+        self.log_dict(logs)
+
+    def stop_if_not_finite(self, what: str, value: Tensor, parts: dict[str, Tensor], where: str = "") -> None:
+        """Raises before anything of a bad step reaches the weights, so the last checkpoint stays a good one."""
+        if not torch.isfinite(value):
+            bad = ", ".join(name for name, part in parts.items() if not torch.isfinite(part).all())
+            raise ValueError(
+                f"{what} is {value.item()} at step {self.global_step} ({where}not finite: {bad}); "
+                f"lower lr or critic_lr, or look at the rewards; earlier checkpoints are untouched"
+            )
+
+    # -- checkpoints ----------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves the frozen base out: a checkpoint holds what was trained."""
+        kept = self._checkpoint_keys()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another configuration (loading itself is not strict).
+
+        Raises:
+            ValueError: Keys are missing, unknown, or of another shape.
+        """
+        own, found = self.state_dict(), checkpoint["state_dict"]
+        missing = sorted(self._checkpoint_keys() - set(found))
+        unknown = sorted(set(found) - set(own))
+        other = sorted(k for k in set(found) & set(own) if found[k].shape != own[k].shape)
+        for what, keys in (("lacks", missing), ("has unknown", unknown), ("has other shapes of", other)):
+            if keys:
+                raise ValueError(
+                    f"the checkpoint {what} {keys[0]} (and {len(keys) - 1} more); "
+                    f"load it with the configuration it was made with"
+                )
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As in PyTorch; that the frozen base is not among the keys is no news."""
+        keys = super().load_state_dict(*args, **kwargs)
+        own = self._checkpoint_keys()
+        return keys._replace(missing_keys=[key for key in keys.missing_keys if key in own])
+
+    def _checkpoint_keys(self) -> set[str]:
+        trained = {f"vlm.{name}" for name in self.vlm.trainable_names()}
+        return trained | {key for key in self.state_dict() if not key.startswith("vlm.")}
+
+    def should_log(self) -> bool:
+        """Statistics cost a softmax over the vocabulary: they are made when the logger asks for them."""
+        if self._trainer is None or not self.training:
+            return True
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return (self.global_step + 1) % max(1, every) == 0

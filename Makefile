@@ -23,7 +23,7 @@ numberline: setup ## Train on NumberLine (CPU, minutes)
 	$(VENV)/bin/vlmq fit --config configs/numberline.yaml --seed_everything $(SEED) --folder runs/numberline$(SUFFIX)
 
 blackjack: setup ## Train on Blackjack (CPU)
-	@echo "== Training a VLM on Blackjack by AFSFT; results in runs/blackjack"
+	@echo "== Training a VLM on Blackjack by AFSFT; results in runs/blackjack$(SUFFIX)"
 	$(VENV)/bin/vlmq fit --config configs/blackjack.yaml --seed_everything $(SEED) --folder runs/blackjack$(SUFFIX)
 
 test: setup ## Run the tests

@@ -1,7 +1,7 @@
 """VLM Q-Learning inside a Lightning project of your own: a module, a DataModule and callbacks.
 
-`python examples/own_project.py` collects 1,000 bad demonstrations of NumberLine and trains for 60 steps (a minute on a
-CPU; too short to play well, see configs/numberline.yaml for a full run).
+`python examples/own_project.py` collects 1,000 bad demonstrations of NumberLine (whole rounds of episodes, so some more)
+and trains for 60 steps (a minute on a CPU; too short to play well, see configs/numberline.yaml for a full run).
 """
 
 import sys
@@ -20,6 +20,7 @@ def main(folder: str = "runs/example", steps: int = 60, turns: int = 1_000) -> N
         AgentEnv(NumberLine()),
         turns=turns,
         mixture={"random": 0.8, "base": 0.2},
+        parallel=32,
         batch_size=8,
         batches_per_epoch=steps,
     )

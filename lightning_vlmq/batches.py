@@ -37,7 +37,7 @@ class TokenBatch(NamedTuple):
         td: True where the critic may learn from the turn ``[B]``.
         weight: Weight in both losses ``[B]``.
         valid: True where the reply was a valid action ``[B]`` (only logged).
-        cut: True where the reply has no stop token because it was cut ``[B]`` (only logged).
+        cut: True where the reply has no stop token because it was cut ``[B]``.
     """
 
     inputs: dict[str, Tensor]

@@ -12,7 +12,8 @@ from typing import Any
 import lightning as L
 import torch
 import transformers
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 __all__ = ["VLMQCLI", "VLMQTrainer", "main"]
@@ -92,8 +93,12 @@ class VLMQCLI(LightningCLI):
         config["trainer"]["default_root_dir"] = folder
         if config["trainer"]["precision"] is None and config["trainer"]["accelerator"] in ("auto", "gpu", "cuda"):
             config["trainer"]["precision"] = _precision()
-        if config.get("ckpt_path") in ("last", "best"):
+        if self.subcommand in ("validate", "test") and not config["ckpt_path"]:
+            raise ValueError(f"{self.subcommand}: name a checkpoint to score: --ckpt_path best, last, or a file")
+        if config.get("ckpt_path"):
             config["ckpt_path"] = _checkpoint(folder, config["ckpt_path"])
+        elif self.subcommand == "fit" and any(Path(folder, "checkpoints").glob("*.ckpt")):
+            print(f"{folder} holds an earlier run, whose checkpoints will be replaced (to resume it: --ckpt_path last)")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Logs to TensorBoard in the run's folder unless the configuration names a logger."""
@@ -103,11 +108,23 @@ class VLMQCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
 
+class _SaveConfigOfFit(SaveConfigCallback):
+    """Writes ``config.yaml`` of a fit; scoring leaves it as it is."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
 def _checkpoint(folder: str, which: str) -> str:
-    """Path of a run's checkpoint.
+    """Path of a run's checkpoint ``best`` or ``last``, or of a file.
 
     Lightning starts anew without a word where it finds none; a user who asks to resume should hear of it.
     """
+    if which not in ("best", "last"):
+        if not Path(which).exists():
+            raise ValueError(f"ckpt_path: there is no {which}; give best, last or a file")
+        return which
     checkpoints = Path(folder) / "checkpoints"
     found = sorted(checkpoints.glob("last*.ckpt" if which == "last" else "best*.ckpt"), key=os.path.getmtime)
     if not found:
@@ -131,7 +148,7 @@ def _quiet() -> None:
         ".*is_gradient_checkpointing.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*IterableDataset. has .__len__. defined.*",
-        ".*module.s. in eval mode at the start of training.*",  # dropout is switched on by VLMQ.on_train_start
+        ".*module.s. in eval mode at the start of training.*",  # dropout is switched on by AgentModule.on_train_start
         ".*does not have many workers.*",
         ".*is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",
@@ -161,12 +178,13 @@ def main(args: ArgsType = None) -> None:
             subclass_mode_data=True,
             trainer_class=VLMQTrainer,
             seed_everything_default=0,
+            save_config_callback=_SaveConfigOfFit,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
             parser_kwargs={"description": HELP, "exit_on_error": False} | parsers,
             args=args,
         )
-    except (ArgumentError, ValueError) as error:
+    except (ArgumentError, MisconfigurationException, ValueError) as error:
         if os.environ.get("VLMQ_TRACEBACK"):
             raise
         print(f"vlmq: {_one_line(str(error))}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Makes a demonstration set: plays an environment with a mixture of policies and stores the turns."""
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,6 +63,7 @@ def collect(
         "seed": seed,
         "vlm": encoder.vlm.name,
         "max_reply_tokens": encoder.max_reply_tokens,
+        "parallel": parallel,
         **plain_settings(encoder.prompt, "prompt."),
         **env.settings,
     }
@@ -73,34 +75,33 @@ def collect(
             if found.get(key, value) != value:
                 raise ValueError(
                     f"{path}: these turns were collected with {key} = {found.get(key)!r}, not {value!r}; "
-                    f"choose another folder or delete this one"
+                    f"choose another folder, set data.turns: 0 to train on them as they are, or delete this one"
                 )
     store = TurnStore(folder, skip_damaged=skip_damaged)
-    done = len(store.samples)
-    if done >= turns:
-        return store
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(settings, indent=1).encode())
     stored = set(store.columns(["seed"])["seed"].tolist())  # read without decoding a picture
+    done = len(store.samples)
     columns = (TextColumn("collecting turns"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with store, Progress(*columns, TimeRemainingColumn()) as progress:  # what is played is kept, whatever interrupts
+    with store, Progress(*columns, TimeRemainingColumn(), disable=done >= turns) as progress:
         bar = progress.add_task("", total=turns, completed=done)
         # Rounds of a fixed number of episodes, so that the same seeds are played whatever the speed; of a round that
-        # was interrupted, those that are missing.
-        first = 0
-        while done < turns:
+        # was interrupted, those that are missing. What is played is kept, whatever interrupts.
+        for first in itertools.count(0, 4 * parallel):
             seeds = [_episode_seed(seed, number) for number in range(first, first + 4 * parallel)]
             missing = [each for each in seeds if each not in stored]
+            if done >= turns and len(missing) == len(seeds):
+                return store
             policies = [_policy(name, encoder, temperature, seed + first) for name in mixture]
-            for episode in play(
-                env, policies, missing, shares=list(mixture.values()), parallel=parallel, seed=seed + first
-            ):
+            shares, before = list(mixture.values()), done
+            played = play(env, policies, missing, shares=shares, parallel=parallel, seed=seed + first)
+            for number, episode in enumerate(played, 1):
                 store.append(episode)
                 done += len(episode)
-                progress.update(bar, completed=min(done, turns))
-            first += len(seeds)
+                expected = before + (done - before) * len(missing) / number  # at the round's end
+                progress.update(bar, completed=done, total=max(turns, round(expected)))
             store.flush()
-    return store
+    raise AssertionError("unreachable")
 
 
 def _episode_seed(seed: int, number: int) -> int:

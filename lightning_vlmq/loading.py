@@ -1,14 +1,16 @@
-"""Where a model is found, and which of its layers get an adapter."""
+"""Where a model is found, how its weights are told apart, and which of its layers get an adapter."""
 
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import AutoConfig
 
-__all__ = ["EMBEDDED", "adapter_targets", "locate"]
+__all__ = ["EMBEDDED", "adapter_targets", "fingerprint", "locate"]
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """Folder of the small VLM that comes with the package; ``name="embedded"`` means this one."""
@@ -55,3 +57,12 @@ def adapter_targets(network: Any, targets: Sequence[str] | str, layers: int | No
         if layers < 1 or not chosen:
             raise ValueError(f"vlm.lora_layers: {layers} leaves no layer to adapt; give at least 1, or null for all")
     return [f"{prefix}.{name}" for name in chosen]
+
+
+def fingerprint(weights: Iterable[Tensor]) -> str:
+    """Short hash of at most 256 numbers of each tensor, evenly spread: quick also for billions of weights."""
+    digest = hashlib.sha256()
+    for weight in weights:
+        flat = weight.detach().flatten()
+        digest.update(flat[:: max(1, len(flat) // 256)][:256].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -50,7 +50,7 @@ class BlackjackScoreboard:
 
     A state (total, soft, dealer's card) can be held in many hands and the policy sees the hand, so several hands
     of each state are shown, and the policy of a state is the share of them that it hits. An invalid reply
-    counts as standing here; ``valid`` says how many were valid.
+    counts as standing here; ``valid`` is the share that was valid.
 
     Args:
         hands: Hands shown for each state.

@@ -9,6 +9,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from lightning_vlmq.loading import EMBEDDED, adapter_targets, locate
+from lightning_vlmq.loading import EMBEDDED, adapter_targets, fingerprint, locate
 
 __all__ = ["EMBEDDED", "VLM"]
 
@@ -59,6 +60,8 @@ class VLM(nn.Module):
         super().__init__()
         self.name = name
         source = locate(name)
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(f"vlm.dtype: {dtype!r} is no type of torch; take float32, bfloat16 or float16")
         network = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype))
         self.processor: Any = AutoProcessor.from_pretrained(source)  # type: ignore[no-untyped-call]
         self.tokenizer = self.processor.tokenizer
@@ -141,6 +144,12 @@ class VLM(nn.Module):
                 digest.update(name.encode())
                 digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def base_fingerprint(self) -> str:
+        """Short hash of the base: of some numbers of each of its weights, adapters left out."""
+        own = ("lora_", "modules_to_save")
+        return fingerprint(p for name, p in self.hf.named_parameters() if not any(part in name for part in own))
 
     def token_embeddings(self) -> Tensor:
         """Weights of the language head ``[V, D]`` (of the base, also where an adapter changes it)."""

@@ -18,6 +18,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 SMALL = [
     "--trainer.max_steps=2",
     "--data.init_args.turns=30",
+    "--data.init_args.parallel=8",
     "--data.init_args.mixture={random: 1.0}",
     "--data.init_args.batch_size=2",
     "--data.init_args.batches_per_epoch=2",
@@ -95,13 +96,13 @@ def test_tensorboard_has_what_the_readme_says(run: Path) -> None:
 
 
 def test_a_checkpoint_is_scored(run: Path, small_config: Path) -> None:
-    before = (run / "results.json").read_text()
+    before = [(run / name).read_text() for name in ("results.json", "config.yaml")]
     done = vlmq("test", f"--config={small_config}", f"--folder={run}", "--ckpt_path=best", *SMALL)
     assert done.returncode == 0, done.stderr
     found = json.loads((run / "results-test.json").read_text())
     assert found["trained"]["episodes"] == 2
     assert found["steps"] == 2  # of the checkpoint
-    assert (run / "results.json").read_text() == before
+    assert [(run / name).read_text() for name in ("results.json", "config.yaml")] == before
     done = vlmq("validate", f"--config={small_config}", f"--folder={run}", "--ckpt_path=last", *SMALL)
     assert done.returncode == 0, done.stderr
     assert "eval/goal_reached" in done.stdout
@@ -132,6 +133,22 @@ def test_a_killed_run_goes_on_from_its_last_epoch(tmp_path: Path, small_config: 
     done = vlmq(*arguments, "--ckpt_path=last", f"--trainer.max_steps={step + 1}")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "results.json").read_text())["steps"] == step + 1
+
+
+def test_a_fit_into_the_folder_of_an_earlier_one_says_so(run: Path, small_config: Path) -> None:
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    done = vlmq("fit", f"--config={small_config}", f"--folder={run}", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert f"{run} holds an earlier run, whose checkpoints will be replaced" in done.stdout
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == names  # none beside the old ones
+
+
+def test_scoring_needs_a_checkpoint(tmp_path: Path, small_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = (f"--config={small_config}", f"--folder={tmp_path}", *SMALL)
+    line = one_error(capsys, "test", *common)
+    assert line == "vlmq: test: name a checkpoint to score: --ckpt_path best, last, or a file"
+    line = one_error(capsys, "validate", *common, f"--ckpt_path={tmp_path / 'none.ckpt'}")
+    assert line == f"vlmq: ckpt_path: there is no {tmp_path / 'none.ckpt'}; give best, last or a file"
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path, small_config: Path) -> None:
@@ -190,6 +207,9 @@ def test_errors_of_a_configuration_are_one_line(
     common = ("fit", f"--config={small_config}", f"--folder={tmp_path}", "--threads=1")
     assert "'turnz' is not accepted" in one_error(capsys, *common, "--data.turnz=3")
     assert one_error(capsys, *common, "--model.lr=much").endswith("Expected a <class 'float'>. Got value: much")
+    line = one_error(capsys, *common, "--model.vlm.dtype=bf16")
+    assert line.startswith("vlmq: vlm.dtype: 'bf16' is no type of torch")
+    assert "logger" in one_error(capsys, *common, "--trainer.logger=false")  # LearningRateMonitor needs one
     line = one_error(capsys, *common, "--model.vlm.lora_targets=[Wqkv]")
     assert line.startswith("vlmq: vlm.lora_targets: ['Wqkv'] match no linear layer")
     LlamaConfig(hidden_size=64, num_hidden_layers=1).save_pretrained(tmp_path / "text")

@@ -24,6 +24,8 @@ __all__ = ["EpisodeEvaluation", "Report"]
 class EpisodeEvaluation(L.Callback):
     """Plays episodes whenever the trainer validates or tests and logs their scores as ``eval/...``.
 
+    Needs a DataModule with an ``encoder``, such as :class:`~lightning_vlmq.datamodules.Demonstrations`.
+
     The episodes' seeds lie apart from those of demonstrations, and nothing played here is stored.
 
     Args:
@@ -45,6 +47,10 @@ class EpisodeEvaluation(L.Callback):
         self.environment = environment
         self.seed = seed
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Checks that there is something to play."""
+        _check_playable(trainer, self.environment)
+
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Plays and logs."""
         if trainer.sanity_checking:
@@ -64,6 +70,9 @@ class EpisodeEvaluation(L.Callback):
 
 class Report(L.Callback):
     """Compares the data, the base VLM and the trained agent: a table, and ``results.json`` in the run's folder.
+
+    ``base`` is sampled at temperature 1 (greedily it would say the same each time), ``trained`` is greedy. Needs a
+    DataModule with ``encoder`` and ``store``.
 
     After ``vlmq test`` the file is ``results-test.json``; ``steps`` in it are those of the checkpoint.
 
@@ -92,6 +101,10 @@ class Report(L.Callback):
         self.environment = environment
         self.seed = seed
         self._loaded_step = 0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Checks that there is something to play."""
+        _check_playable(trainer, self.environment)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Notes where the checkpoint stands: a trainer that only tests counts no steps."""
@@ -136,6 +149,13 @@ class Report(L.Callback):
                 for key, value in row.items()
             }
             logger.log_metrics(metrics, step=step)
+
+
+def _check_playable(trainer: L.Trainer, environment: AgentEnv | None) -> None:
+    """Says at the start, not after an epoch, what these callbacks lack."""
+    if not hasattr(trainer.datamodule, "encoder"):  # type: ignore[attr-defined]
+        raise ValueError("EpisodeEvaluation and Report need a DataModule with an `encoder`, such as Demonstrations")
+    _environment(trainer, environment)
 
 
 def _environment(trainer: L.Trainer, environment: AgentEnv | None) -> AgentEnv:

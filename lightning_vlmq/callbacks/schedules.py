@@ -14,11 +14,15 @@ class ThresholdSchedule(L.Callback):
 
     Args:
         steps: Optimiser steps at which a threshold begins, ascending.
-        values: The thresholds, in units of reward, one a step. Before the first step nothing is filtered.
+        values: The thresholds, in units of reward, one a step. Before the first step nothing is filtered,
+            whatever the module's own threshold.
 
     Raises:
         ValueError: The lists do not fit each other or ``steps`` do not ascend.
     """
+
+    sets_threshold = True
+    """By this a module knows that its threshold will be set."""
 
     def __init__(self, steps: list[int], values: list[float]) -> None:
         if len(steps) != len(values) or not steps:

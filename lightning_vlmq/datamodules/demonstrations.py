@@ -40,9 +40,11 @@ class Demonstrations(L.LightningDataModule):
         prompt: How observations become prompts.
         augmentation: Changes training pictures at random, for instance
             :class:`~lightning_vlmq.augmentation.RandomZoomOut`; held-out turns and play stay as they are.
-        turns: Turns to collect if the folder holds none; 0 collects nothing.
+        turns: Turns to collect if the folder holds none that somebody else put there; 0 collects nothing and takes what
+            is there. Whole rounds of episodes are played, so some more are stored.
         mixture: Share of each policy among collected turns, see :data:`~lightning_vlmq.collection.POLICIES`.
         temperature: Of the VLM's replies while collecting.
+        parallel: Episodes played at once while collecting; a round is four times as many.
         batch_size: Turns a batch, on each device.
         batches_per_epoch: Batches an epoch, on each device.
         holdout: Share of the episodes kept for validation, the last ones.
@@ -54,7 +56,7 @@ class Demonstrations(L.LightningDataModule):
         seed: Of collection and of the order of batches; ``null`` takes ``seed_everything``'s.
 
     Raises:
-        ValueError: There are no turns and none are to be collected.
+        ValueError: There are no turns and none are to be collected, or a reply that is to be learned cannot be encoded.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Demonstrations(L.LightningDataModule):
         turns: int = 10_000,
         mixture: dict[str, float] | None = None,
         temperature: float = 1.0,
+        parallel: int = 256,
         batch_size: int = 16,
         batches_per_epoch: int = 250,
         holdout: float = 0.02,
@@ -85,6 +88,7 @@ class Demonstrations(L.LightningDataModule):
         self.turns = turns
         self.mixture = mixture or {"random": 0.75, "base": 0.25}
         self.temperature = temperature
+        self.parallel = parallel
         self.batch_size = batch_size
         self.batches_per_epoch = batches_per_epoch
         self.holdout = holdout
@@ -108,8 +112,9 @@ class Demonstrations(L.LightningDataModule):
     # -- Lightning's hooks ----------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Collects demonstrations if the folder holds too few; runs on one process only."""
-        given = any(self.folder.glob("*.parquet")) and not (self.folder / "collection.json").exists()
+        """Collects demonstrations if a folder of our own holds too few; runs on one process of each node."""
+        collected = (self.folder / "collection.json").exists()
+        given = any(self.folder.glob("*.parquet")) and (self.environment is None or not collected)
         if self.turns <= 0 or given:
             return
         if self.environment is None:
@@ -125,6 +130,7 @@ class Demonstrations(L.LightningDataModule):
             mixture=self.mixture,
             temperature=self.temperature,
             seed=self._seed(),
+            parallel=self.parallel,
             skip_damaged=self.skip_damaged,
         )
         vlm.to(home)
@@ -140,6 +146,7 @@ class Demonstrations(L.LightningDataModule):
             raise ValueError(
                 f"{self.folder} holds no turns to train on; run `vlmq collect` or set data.turns and data.environment"
             )
+        self._check_replies(samples)
         split = self._split(samples)
         self.training_rows, self.validation_rows = samples[:split], samples[split:]
 
@@ -197,6 +204,13 @@ class Demonstrations(L.LightningDataModule):
         path = Path(self.features) if self.features else self.folder / "features.sqlite"
         features = FeatureCache(vlm, path, memory_mb=self.features_memory_mb)
         return TurnEncoder(vlm, self.prompt, features=features, max_reply_tokens=self.max_reply_tokens)
+
+    def _check_replies(self, rows: Rows) -> None:
+        """Encodes every distinct reply of other tokenizers once: one that does not fit is named before the fit."""
+        columns = self.store.columns(["reply", "tokenizer"])
+        foreign = rows[columns["tokenizer"][rows] != self.encoder.tokenizer_fingerprint]
+        for row in foreign[np.unique(columns["reply"][foreign].astype(str), return_index=True)[1]]:
+            self.encoder.reply_ids(self.store[int(row)])
 
     def _seed(self) -> int:
         if self.seed is not None:

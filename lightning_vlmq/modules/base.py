@@ -16,13 +16,15 @@ __all__ = ["AgentModule"]
 class AgentModule(L.LightningModule):
     """A LightningModule around a VLM whose frozen base stays out of checkpoints.
 
+    An algorithm adds ``training_step`` and ``configure_optimizers``, for which ``make_optimizer`` of
+    ``lightning_vlmq.modules.optim`` helps, and calls ``super()`` where it overrides a hook of checkpoints.
+
     Args:
         vlm: The model with its adapter.
     """
 
     def __init__(self, vlm: VLM) -> None:
         super().__init__()
-        self.strict_loading = False  # the frozen base is not in checkpoints; on_load_checkpoint checks the rest
         self.vlm = vlm
 
     # -- training -------------------------------------------------------------------------------------------
@@ -38,8 +40,8 @@ class AgentModule(L.LightningModule):
             ValueError: The fit has no end; the message begins with ``wanted_by``.
         """
         steps = float(self.trainer.estimated_stepping_batches)
-        if steps == float("inf"):
-            raise ValueError(f"{wanted_by} needs an end of the fit; set trainer.max_steps or trainer.max_epochs")
+        if steps == float("inf") or steps < 0:  # Lightning's -1: neither steps nor a dataset's length are known
+            raise ValueError(f"{wanted_by} needs an end of the fit; set trainer.max_steps")
         return int(steps)
 
     def configure_gradient_clipping(
@@ -64,21 +66,22 @@ class AgentModule(L.LightningModule):
             bad = ", ".join(name for name, part in parts.items() if not torch.isfinite(part).all())
             raise ValueError(
                 f"{what} is {value.item()} at step {self.global_step} ({where}not finite: {bad}); "
-                f"lower lr or critic_lr, or look at the rewards; earlier checkpoints are untouched"
+                f"lower the learning rates, or look at the rewards; earlier checkpoints are untouched"
             )
 
     # -- checkpoints ----------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves the frozen base out: a checkpoint holds what was trained."""
+        """Leaves the frozen base out: a checkpoint holds what was trained, and which base it belongs to."""
         kept = self._checkpoint_keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+        checkpoint["vlm"] = {"name": self.vlm.name, "fingerprint": self.vlm.base_fingerprint}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another configuration (loading itself is not strict).
+        """Refuses a checkpoint of another configuration.
 
         Raises:
-            ValueError: Keys are missing, unknown, or of another shape.
+            ValueError: Keys are missing, unknown, or of another shape; or another base VLM.
         """
         own, found = self.state_dict(), checkpoint["state_dict"]
         missing = sorted(self._checkpoint_keys() - set(found))
@@ -90,12 +93,25 @@ class AgentModule(L.LightningModule):
                     f"the checkpoint {what} {keys[0]} (and {len(keys) - 1} more); "
                     f"load it with the configuration it was made with"
                 )
+        base = checkpoint.get("vlm", {})
+        if base.get("fingerprint", self.vlm.base_fingerprint) != self.vlm.base_fingerprint:
+            raise ValueError(
+                f"the checkpoint was made on other weights of {base['name']!r} than those of {self.vlm.name!r} here; "
+                f"load it with the VLM (and the version of this package, if embedded) it was made with"
+            )
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As in PyTorch; that the frozen base is not among the keys is no news."""
-        keys = super().load_state_dict(*args, **kwargs)
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As in PyTorch; that the frozen base is not among the keys is no news.
+
+        Raises:
+            RuntimeError: ``strict``, and something trained is missing or a key is unknown.
+        """
+        keys = super().load_state_dict(state_dict, strict=False, assign=assign)
         own = self._checkpoint_keys()
-        return keys._replace(missing_keys=[key for key in keys.missing_keys if key in own])
+        keys = keys._replace(missing_keys=[key for key in keys.missing_keys if key in own])
+        if strict and any(keys):
+            raise RuntimeError(f"missing keys: {keys.missing_keys}; unexpected keys: {keys.unexpected_keys}")
+        return keys
 
     def _checkpoint_keys(self) -> set[str]:
         trained = {f"vlm.{name}" for name in self.vlm.trainable_names()}

@@ -70,20 +70,21 @@ def clip_groups(optimizer: Optimizer, limit: float | None, algorithm: str | None
     """Clips each group's gradient by its own norm (or by value) and returns the norms to log.
 
     Args:
-        optimizer: Holds the groups.
+        optimizer: Holds the groups; in logs one without a name goes by its number.
         limit: Largest norm, or value; ``None`` only measures.
         algorithm: ``"norm"`` (also ``None``) or ``"value"``.
     """
     logs: dict[str, Tensor] = {}
-    for group in optimizer.param_groups:
+    for number, group in enumerate(optimizer.param_groups):
+        name = group.get("name", str(number))
         gradients = [p.grad for p in group["params"] if p.grad is not None]
         if not gradients:
             continue
         norm = nn.utils.get_total_norm(gradients)
-        logs[f"grad_norm/{group['name']}"] = norm
+        logs[f"grad_norm/{name}"] = norm
         if limit and algorithm in (None, "norm"):
             nn.utils.clip_grads_with_norm_(group["params"], limit, norm)
-            logs[f"grad_norm/{group['name']}_kept"] = (limit / norm.clamp(min=1e-12)).clamp(max=1.0)
+            logs[f"grad_norm/{name}_kept"] = (limit / norm.clamp(min=1e-12)).clamp(max=1.0)
         elif limit:
             nn.utils.clip_grad_value_(group["params"], limit)
     return logs

@@ -3,6 +3,7 @@
 from typing import Any, Literal, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from lightning_vlmq.losses import (
 from lightning_vlmq.modules.base import AgentModule
 from lightning_vlmq.modules.diagnostics import diagnostics
 from lightning_vlmq.modules.optim import Group, make_optimizer
+from lightning_vlmq.modules.options import check_options
 from lightning_vlmq.normalisation import PopArt, Standardise
 from lightning_vlmq.vlm import VLM
 
@@ -51,7 +53,7 @@ class VLMQ(AgentModule):
     Args:
         vlm: The model with its adapter; its language head is the actor.
         actor: ``"afsft"`` imitates what the filter approves (eq. 4); ``"max_q"`` maximises the expected Q
-            through pi, the baseline that the paper shows to fail (fig. 5).
+            through pi, the baseline that the paper shows to fail (fig. 5), on turns the critic may learn from.
         threshold: Advantage, in units of reward, from which a token is imitated (beta of eq. 5);
             ``null`` imitates everything, which is SFT. :class:`~lightning_vlmq.callbacks.ThresholdSchedule` sets it.
         filter: ``"advantage"`` is eq. 5; ``"exponential"`` weighs tokens by exp(advantage / temperature), from when
@@ -64,7 +66,7 @@ class VLMQ(AgentModule):
         critic_width: Hidden units of the critic.
         critic_inputs: ``"standardised"`` scales each dimension of the hidden states by running statistics (ours);
             ``"raw"`` hands them over as they are (the paper).
-        gamma: Discount per token at the end of a turn.
+        gamma: Discount from a turn's last token to the next turn.
         in_turn_discount: Discount per token inside a turn; ``null`` takes gamma.
         trace: lambda of the tree backup inside a turn; 0 is the paper's one-step target.
         top_k: Expectations under pi run over its ``top_k`` likeliest tokens; ``null`` takes the vocabulary.
@@ -85,7 +87,7 @@ class VLMQ(AgentModule):
         weight_decay: Of both groups.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: An argument is out of range or no choice.
     """
 
     def __init__(
@@ -121,9 +123,7 @@ class VLMQ(AgentModule):
     ) -> None:
         super().__init__(vlm)
         self.save_hyperparameters(ignore=["vlm"])
-        _check_range("trace", trace, 0, 1)
-        _check_range("gamma", gamma, 0, 1)
-        _check_range("min_pass_rate", min_pass_rate, 0, 1)
+        check_options(self.hparams)
         self.threshold = threshold
         head: MLPCritic | EmbeddingCritic
         if critic == "mlp":
@@ -158,7 +158,7 @@ class VLMQ(AgentModule):
         heads = self(batch)
         log_pi = token_log_probs(heads.logits, batch.reply_ids)
         imitate_weight = batch.weight * batch.imitate
-        if hp["td_weight"] == 0 and hp["actor"] == "afsft":  # a critic that nothing trains has no say
+        if hp["td_weight"] == 0:  # a critic that nothing trains has no say
             loss = afsft_loss(log_pi, torch.ones_like(log_pi), batch.mask, imitate_weight)
             return loss, {"loss/actor": loss.detach(), "policy/log_prob": log_pi[batch.mask].mean().detach()}
 
@@ -172,7 +172,9 @@ class VLMQ(AgentModule):
         accepted, guarded = self._filter(adv, judged)
         accepted = torch.where(judged, accepted, 1.0)
         if hp["actor"] == "max_q":
-            actor = max_q_loss(heads.logits, self.critic.q(heads.hidden.detach()), batch.mask, imitate_weight)
+            actor = max_q_loss(
+                heads.logits, self.critic.q(heads.hidden.detach()), batch.mask, imitate_weight * batch.td
+            )
         else:
             actor = afsft_loss(log_pi, accepted, batch.mask, imitate_weight)
 
@@ -245,6 +247,18 @@ class VLMQ(AgentModule):
         support = self._support(self.vlm.logits(hidden))
         return expectation(self.critic.q_target(hidden, support.ids), support)
 
+    # -- checkpoints ----------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the threshold: ``vlmq test`` filters as the fit did."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["threshold"] = self.threshold
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Checks the checkpoint and takes its threshold."""
+        super().on_load_checkpoint(checkpoint)
+        self.threshold = checkpoint.get("threshold", self.threshold)
+
     # -- steps ----------------------------------------------------------------------------------------------
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
@@ -268,8 +282,11 @@ class VLMQ(AgentModule):
         self.validation_step(batch, batch_idx)
 
     def on_fit_start(self) -> None:
-        """Refuses to train a critic whose target never moves."""
+        """Refuses to train a critic whose target never moves, and warns of one that is never asked."""
         callbacks: list[Any] = list(self.trainer.callbacks)  # type: ignore[attr-defined]
+        scheduled = any(getattr(c, "sets_threshold", False) for c in callbacks)
+        if self.hparams["td_weight"] > 0 and self.threshold is None and not scheduled:
+            rank_zero_warn("everything is imitated (SFT): give VLMQ a threshold, or the trainer a ThresholdSchedule")
         if self.hparams["td_weight"] > 0 and not any(getattr(c, "moves_target_critic", False) for c in callbacks):
             raise ValueError(
                 "VLMQ needs the callback lightning_vlmq.callbacks.TargetCriticEMA (the target critic would never "
@@ -291,8 +308,3 @@ class VLMQ(AgentModule):
         decay = self.steps_of_fit("decay_steps: null") if hp["decay_steps"] is None else hp["decay_steps"]
         optimizer, schedule = make_optimizer(hp["optimizer"], groups, hp["weight_decay"], decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be in [{low}, {high}], not {value}")

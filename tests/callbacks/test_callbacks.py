@@ -7,6 +7,7 @@ import lightning as L
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lightning_vlmq import VLM, VLMQ, AgentEnv, Demonstrations, EpisodeEvaluation, Report, TargetCriticEMA
 from lightning_vlmq.callbacks import ThresholdSchedule
@@ -99,6 +100,13 @@ def test_scores_of_episodes_by_hand() -> None:
     }
     with pytest.raises(ValueError, match="no complete episodes"):
         score_episodes([])
+
+
+@pytest.mark.parametrize("callback", [EpisodeEvaluation(), Report()])
+def test_nothing_to_play_is_said_at_the_start(vlm: VLM, tmp_path: Path, callback: L.Callback) -> None:
+    trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False, default_root_dir=tmp_path, callbacks=[callback])
+    with pytest.raises(ValueError, match="need a DataModule with an `encoder`, such as Demonstrations"):
+        trainer.fit(VLMQ(vlm), DataLoader([0]))
 
 
 def test_evaluation_and_report_of_a_fit(vlm: VLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

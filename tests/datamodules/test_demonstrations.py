@@ -107,6 +107,24 @@ def test_no_turns_and_nothing_to_collect_is_named(vlm: VLM, tmp_path: Path) -> N
         _attach(Demonstrations(str(tmp_path / "empty"), turns=0), vlm)
 
 
+def test_collected_turns_are_taken_as_they_are_on_request(vlm: VLM, encoder: TurnEncoder, tmp_path: Path) -> None:
+    collect(AgentEnv(NumberLine()), encoder, tmp_path, turns=5, mixture={"random": 1.0}, parallel=2)
+    with pytest.raises(ValueError, match=r"with turns = 5, not 120; .* set data.turns: 0 to train on them as they are"):
+        _attach(_data(tmp_path), vlm)
+    for data in (_data(tmp_path, turns=0), Demonstrations(str(tmp_path))):
+        assert len(_attach(data, vlm).training_rows) > 5
+
+
+def test_replies_that_cannot_be_learned_are_named_before_the_fit(vlm: VLM, env: AgentEnv, tmp_path: Path) -> None:
+    with TurnStore(tmp_path) as store:
+        for number, episode in enumerate(play(env, [RandomPolicy()], range(3))):
+            reply = "[action] +" + " and on" * 9 * (number == 1)
+            turns = [t if t.reply is None else dataclasses.replace(t, reply=reply) for t in episode.turns]
+            store.append(Episode(tuple(turns)))
+    with pytest.raises(ValueError, match=r"turn 0 of episode .*: the reply has \d+ tokens, the limit is 12"):
+        _attach(Demonstrations(str(tmp_path), env, max_reply_tokens=12), vlm)
+
+
 def test_turns_of_another_model_train_ours(vlm: VLM, encoder: TurnEncoder, env: AgentEnv, tmp_path: Path) -> None:
     store = TurnStore(tmp_path)
     for episode in play(env, [RandomPolicy()], range(6)):
@@ -173,8 +191,9 @@ def test_augmentation_changes_training_pictures_only(vlm: VLM, tmp_path: Path) -
     assert (features(changed._training_batches())[0] == after[2]).all()
 
 
-def test_an_interrupted_collection_goes_on(encoder: TurnEncoder, tmp_path: Path, monkeypatch: Any) -> None:
-    settings: dict[str, Any] = {"turns": 90, "mixture": {"random": 1.0}, "seed": 4, "parallel": 4}
+@pytest.mark.parametrize("turns", [90, 5])  # 5: the turns are there when the first round is interrupted
+def test_an_interrupted_collection_goes_on(encoder: TurnEncoder, tmp_path: Path, monkeypatch: Any, turns: int) -> None:
+    settings: dict[str, Any] = {"turns": turns, "mixture": {"random": 1.0}, "seed": 4, "parallel": 4}
     whole = collect(AgentEnv(NumberLine()), encoder, tmp_path / "whole", **settings)
     append, names = TurnStore.append, []
 
@@ -214,7 +233,7 @@ def test_damaged_shards_are_skipped_and_their_episodes_played_anew(
     assert {e.turns[0].episode for e in again.episodes()} == names
     # through the DataModule, as the message advises
     with pytest.warns(UserWarning, match=shard.name):
-        data = _attach(_data(tmp_path, turns=150, skip_damaged=True), vlm)
+        data = _attach(_data(tmp_path, turns=150, parallel=4, skip_damaged=True), vlm)
     assert len(data.store.skipped) == 1
     assert next(data._training_batches()).mask.any()
 

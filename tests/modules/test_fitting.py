@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -5,10 +6,12 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_vlmq import VLM, VLMQ, AgentEnv, Demonstrations, RandomState, TargetCriticEMA, ThresholdSchedule
 from lightning_vlmq.batches import TokenBatch
 from lightning_vlmq.envs import NumberLine
+from lightning_vlmq.modules.optim import clip_groups
 
 LR = {"lr": 1e-3, "critic_lr": 1e-3, "warmup_steps": 2, "critic_warmup_steps": 2}
 
@@ -91,10 +94,24 @@ def test_rates_fall_over_the_whole_fit_where_no_steps_are_named(vlm: VLM, tmp_pa
     assert rates == pytest.approx([1e-3, 0.82e-3, 0.64e-3, 0.46e-3, 0.28e-3])  # 1 - .9 step / 5
 
 
-def test_a_fit_without_end_cannot_tell_over_what_rates_fall(vlm: VLM, tmp_path: Path) -> None:
-    module = VLMQ(vlm, decay_steps=None)
+class _Endless(IterableDataset[TokenBatch]):
+    def __iter__(self) -> Any:
+        return iter([])
+
+
+@pytest.mark.parametrize("epochs", [-1, 2])
+def test_a_fit_without_end_cannot_tell_over_what_rates_fall(vlm: VLM, tmp_path: Path, epochs: int) -> None:
+    trainer = _trainer(tmp_path, -1, max_epochs=epochs)
     with pytest.raises(ValueError, match=r"decay_steps: null needs an end of the fit; set trainer.max_steps"):
-        _trainer(tmp_path, -1, max_epochs=-1).fit(module, _data(tmp_path))
+        trainer.fit(VLMQ(vlm, decay_steps=None), DataLoader(_Endless(), batch_size=None))
+
+
+def test_a_critic_that_is_never_asked_is_warned_of(vlm: VLM, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"everything is imitated \(SFT\): give VLMQ a threshold"):
+        _trainer(tmp_path, 1).fit(VLMQ(vlm, **LR), _data(tmp_path))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="everything is imitated")
+        _trainer(tmp_path, 1, [TargetCriticEMA(), ThresholdSchedule([5], [0.0])]).fit(VLMQ(vlm), _data(tmp_path))
 
 
 def test_groups_have_their_own_rates_warmups_and_norms(vlm: VLM, tmp_path: Path) -> None:
@@ -117,6 +134,12 @@ def test_groups_have_their_own_rates_warmups_and_norms(vlm: VLM, tmp_path: Path)
     assert all(torch.equal(p.grad, g) for p, g in zip(optimizer.param_groups[0]["params"], small, strict=True))
     critic = torch.nn.utils.get_total_norm([p.grad for p in optimizer.param_groups[1]["params"]])
     assert float(critic) == pytest.approx(2.0, rel=1e-3)
+
+
+def test_groups_without_a_name_go_by_their_number() -> None:
+    weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    (weight**2 / 2).sum().backward()  # the gradient is (3, 4)
+    assert float(clip_groups(torch.optim.SGD([weight], lr=0.1), None, None)["grad_norm/0"]) == pytest.approx(5.0)
 
 
 def test_adamw8bit_trains_with_quantised_state(vlm: VLM, tmp_path: Path) -> None:
@@ -151,6 +174,26 @@ def test_checkpoints_hold_what_was_trained(vlm: VLM, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("error:Found keys that are in the model state dict")
+def test_checkpoints_know_their_base_and_their_threshold(tiny_folder: Path, tmp_path: Path) -> None:
+    module = VLMQ(VLM(str(tiny_folder), lora_rank=2), **LR)
+    trainer = _trainer(tmp_path, 2, [TargetCriticEMA(), ThresholdSchedule([1], [0.25])])
+    trainer.fit(module, _data(tmp_path))
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    checkpoint = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    same = VLMQ(VLM(str(tiny_folder), lora_rank=2), **LR)
+    same.on_load_checkpoint(checkpoint)
+    assert same.threshold == 0.25
+    same.load_state_dict(checkpoint["state_dict"])
+    name = next(iter(checkpoint["state_dict"]))
+    with pytest.raises(RuntimeError, match=name):
+        same.load_state_dict({k: v for k, v in checkpoint["state_dict"].items() if k != name})
+    other = VLM(str(tiny_folder), lora_rank=2)
+    with torch.no_grad():
+        other.token_embeddings().mul_(1.01)
+    with pytest.raises(ValueError, match=r"made on other weights of .*tiny"):
+        VLMQ(other, **LR).on_load_checkpoint(checkpoint)
+
+
 def test_a_checkpoint_loads_by_lightnings_own_way(tiny_folder: Path, tmp_path: Path) -> None:
     module = VLMQ(VLM(str(tiny_folder), lora_rank=2), critic_width=16, **LR)
     trainer = _trainer(tmp_path, 2)

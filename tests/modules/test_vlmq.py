@@ -148,6 +148,27 @@ def test_every_option_changes_a_loss_that_trains(vlm: VLM, batch: TokenBatch, op
     assert losses[0] != losses[1]
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"critic": "mpl"}, "critic must be mlp or embeddings, not 'mpl'"),
+        ({"actor": "max-q"}, "actor must be afsft or max_q, not 'max-q'"),
+        ({"critic_inputs": "std"}, "critic_inputs must be standardised or raw"),
+        ({"filter": "exp"}, "filter must be advantage or exponential"),
+        ({"td_weight": -1.0}, "td_weight must not be negative"),
+        ({"decay_steps": -1}, "decay_steps must not be negative"),
+        ({"popart_init": 0.0}, "popart_init must be above 0"),
+        ({"popart_step": 0.0}, "popart_step must be above 0"),
+        ({"top_k": 0}, "top_k must be above 0"),
+        ({"trace": 1.5}, r"trace must be in \[0, 1\], not 1.5"),
+        ({"actor": "max_q", "td_weight": 0.0}, "max_q follows the critic; give td_weight above 0"),
+    ],
+)
+def test_options_that_would_train_something_else_are_refused(vlm: VLM, option: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VLMQ(vlm, **option)
+
+
 def test_terminated_turns_do_not_read_a_successor(vlm: VLM, encoder: TurnEncoder, pairs: list) -> None:
     ends = [pair for pair in pairs if pair[0].terminated]
     batch = encoder.batch(*zip(*ends, strict=True))

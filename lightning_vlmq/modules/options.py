@@ -1,0 +1,29 @@
+"""Checks of a module's options."""
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["check_options"]
+
+
+def check_options(hp: Mapping[str, Any]) -> None:
+    """Refuses what would train something else than was asked for."""
+    for name, choices in (
+        ("actor", ("afsft", "max_q")),
+        ("filter", ("advantage", "exponential")),
+        ("critic", ("mlp", "embeddings")),
+        ("critic_inputs", ("standardised", "raw")),
+    ):
+        if hp[name] not in choices:
+            raise ValueError(f"{name} must be {' or '.join(choices)}, not {hp[name]!r}")
+    for name in ("trace", "gamma", "in_turn_discount", "min_pass_rate", "min_probability", "popart_step", "top_p"):
+        if hp[name] is not None and not 0 <= hp[name] <= 1:
+            raise ValueError(f"{name} must be in [0, 1], not {hp[name]}")
+    for name in ("td_weight", "warmup_steps", "critic_warmup_steps", "decay_steps"):
+        if hp[name] is not None and hp[name] < 0:
+            raise ValueError(f"{name} must not be negative, not {hp[name]}")
+    for name in ("popart_step", "popart_init", "top_k", "top_p", "policy_temperature", "filter_temperature"):
+        if hp[name] is not None and hp[name] <= 0:
+            raise ValueError(f"{name} must be above 0, not {hp[name]}")
+    if hp["actor"] == "max_q" and hp["td_weight"] == 0:
+        raise ValueError("actor: max_q follows the critic; give td_weight above 0")

@@ -1,6 +1,6 @@
 """VLM Q-Learning inside a Lightning project of your own: a module, a DataModule and callbacks.
 
-`python examples/own_project.py` collects 1,000 bad demonstrations of NumberLine (whole rounds of episodes, so some more)
+`python examples/own_project.py` collects 1,000 bad demonstrations of NumberLine (whole rounds of episodes: some more)
 and trains for 60 steps (a minute on a CPU; too short to play well, see configs/numberline.yaml for a full run).
 """
 

@@ -109,10 +109,13 @@ class VLMQCLI(LightningCLI):
 
 
 class _SaveConfigOfFit(SaveConfigCallback):
-    """Writes ``config.yaml`` of a fit; scoring leaves it as it is."""
+    """Writes ``config.yaml`` of a fit, for all subcommands to take; scoring leaves it as it is."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
+            self.config = self.config.clone()
+            for key in ("ckpt_path", "weights_only"):  # collect and export do not know both
+                self.config.pop(key, None)
             super().setup(trainer, pl_module, stage)
 
 

@@ -162,13 +162,15 @@ def test_export_loads_without_us(run: Path, small_config: Path, tmp_path: Path) 
     done = vlmq("export", *common, f"--output={tmp_path / 'merged'}")
     assert done.returncode == 0, done.stderr
     assert AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").num_parameters() > 0
-    done = vlmq("export", *common, f"--output={tmp_path / 'adapter'}", "--merged=false")
+    # from the configuration that the run keeps
+    saved = [f"--config={run / 'config.yaml'}", "--ckpt_path=last"]
+    done = vlmq("export", *saved, f"--output={tmp_path / 'adapter'}", "--merged=false")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
-def test_collect_makes_demonstrations(small_config: Path, tmp_path: Path) -> None:
-    done = vlmq("collect", f"--config={small_config}", f"--folder={tmp_path}", *SMALL)
+def test_collect_makes_demonstrations(run: Path, tmp_path: Path) -> None:
+    done = vlmq("collect", f"--config={run / 'config.yaml'}", f"--folder={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "demonstrations in" in done.stdout
     assert list((tmp_path / "data").glob("*.parquet"))

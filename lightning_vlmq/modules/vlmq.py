@@ -73,7 +73,7 @@ class VLMQ(AgentModule):
         top_p: Expectations under pi run over the fewest likeliest tokens that reach this probability.
         min_probability: Tokens below this probability are left out of the expectation (with ``top_k`` or ``top_p``).
             Small values let tokens count that no data trains; the stop token can then be filtered out
-            (docs/results.md).
+            (docs/sketches.md).
         policy_temperature: Temperature of pi in expectations.
         popart_step: Step size of PopArt's statistics.
         popart_init: Initial second moment of PopArt; ``null`` switches normalisation off.

@@ -60,7 +60,7 @@ class VLMQTrainer(L.Trainer):
         """
         checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
         model.on_load_checkpoint(checkpoint)
-        model.load_state_dict(checkpoint["state_dict"], strict=False)
+        model.load_state_dict(checkpoint["state_dict"])
         model.vlm.export(output, merged=merged)  # type: ignore[union-attr,operator]
         print(f"wrote the {'merged model' if merged else 'adapter'} to {output}")
 

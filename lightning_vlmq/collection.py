@@ -78,8 +78,9 @@ def collect(
                     f"choose another folder, set data.turns: 0 to train on them as they are, or delete this one"
                 )
     store = TurnStore(folder, skip_damaged=skip_damaged)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(settings, indent=1).encode())
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(settings, indent=1).encode())
     stored = set(store.columns(["seed"])["seed"].tolist())  # read without decoding a picture
     done = len(store.samples)
     columns = (TextColumn("collecting turns"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -91,7 +92,7 @@ def collect(
             seeds = [_episode_seed(seed, number) for number in range(first, first + 4 * parallel)]
             missing = [each for each in seeds if each not in stored]
             if done >= turns and len(missing) == len(seeds):
-                return store
+                break
             policies = [_policy(name, encoder, temperature, seed + first) for name in mixture]
             shares, before = list(mixture.values()), done
             played = play(env, policies, missing, shares=shares, parallel=parallel, seed=seed + first)
@@ -101,7 +102,7 @@ def collect(
                 expected = before + (done - before) * len(missing) / number  # at the round's end
                 progress.update(bar, completed=done, total=max(turns, round(expected)))
             store.flush()
-    raise AssertionError("unreachable")
+    return store
 
 
 def _episode_seed(seed: int, number: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-__all__ = ["EMBEDDED", "adapter_targets", "fingerprint", "locate"]
+__all__ = ["EMBEDDED", "adapter_targets", "fingerprint", "locate", "named_dtype"]
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """Folder of the small VLM that comes with the package; ``name="embedded"`` means this one."""
@@ -35,6 +35,14 @@ def locate(name: str) -> str:
     if not hasattr(config, "vision_config"):
         raise ValueError(f"vlm.name: {name!r} ({config.model_type}) has no image input; choose a vision-language model")
     return source
+
+
+def named_dtype(name: str) -> torch.dtype:
+    """Type of torch by its name."""
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"vlm.dtype: {name!r} is no type of torch; take float32, bfloat16 or float16")
+    return found
 
 
 def adapter_targets(network: Any, targets: Sequence[str] | str, layers: int | None) -> list[str]:

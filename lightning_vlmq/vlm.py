@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from lightning_vlmq.loading import EMBEDDED, adapter_targets, fingerprint, locate
+from lightning_vlmq.loading import EMBEDDED, adapter_targets, fingerprint, locate, named_dtype
 
 __all__ = ["EMBEDDED", "VLM"]
 
@@ -60,9 +60,7 @@ class VLM(nn.Module):
         super().__init__()
         self.name = name
         source = locate(name)
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise ValueError(f"vlm.dtype: {dtype!r} is no type of torch; take float32, bfloat16 or float16")
-        network = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype))
+        network = AutoModelForImageTextToText.from_pretrained(source, dtype=named_dtype(dtype))
         self.processor: Any = AutoProcessor.from_pretrained(source)  # type: ignore[no-untyped-call]
         self.tokenizer = self.processor.tokenizer
         self.tokenizer.padding_side = "left"

@@ -178,18 +178,12 @@ class VLMQ(AgentModule):
         else:
             actor = afsft_loss(log_pi, accepted, batch.mask, imitate_weight)
 
-        logs = {"loss/actor": actor.detach()}
-        loss = actor
-        targets = torch.zeros_like(q_a)
-        if hp["td_weight"] > 0:
-            targets = self._targets(batch, heads.hidden, support)
-            if self.training:
-                self.critic.observe(heads.hidden, targets, judged, batch.weight)
-            critic = td_loss(
-                heads.prediction, self.critic.popart.normalise(targets), batch.mask, batch.weight * batch.td
-            )
-            loss = actor + hp["td_weight"] * critic
-            logs["loss/critic"] = critic.detach()
+        targets = self._targets(batch, heads.hidden, support)
+        if self.training:
+            self.critic.observe(heads.hidden, targets, judged, batch.weight)
+        critic = td_loss(heads.prediction, self.critic.popart.normalise(targets), batch.mask, batch.weight * batch.td)
+        loss = actor + hp["td_weight"] * critic
+        logs = {"loss/actor": actor.detach(), "loss/critic": critic.detach()}
         if self.should_log():
             logs |= diagnostics(batch, heads.logits, log_pi, q_a, adv, accepted, targets, self.seen_tokens)
             logs["filter/guard_engaged"] = guarded.float()

@@ -7,8 +7,9 @@ its rewards, for example. With these heads the sums stand ready behind every pro
 import torch
 from torch import Tensor, nn
 
+from lightning_vlmq.envs.blackjack import hand_value
 from scripts.embedded_vlm.alignment import Facts
-from scripts.embedded_vlm.tables import total
+from scripts.embedded_vlm.tables import card_value, total
 
 __all__ = ["KNOWN", "Knowledge", "known"]
 
@@ -30,7 +31,7 @@ def known(facts: Facts) -> list[int]:
         upper, lower = seen["rows"][0], seen["rows"][-1]
         found |= {"upper total": min(79, total(upper)), "lower total": min(79, total(lower))}
         found["lower ace"] = int(any(card is not None and card[0] == "A" for card in lower))
-        found["lower points"] = found["lower total"] + 10 * (found["lower ace"] and found["lower total"] <= 11)
+        found["lower points"] = hand_value(card_value(card[0]) for card in lower if card)[0]
     elif kind == "grid":
         column, row = seen["agent"]
         direction = _DIRECTIONS.index(seen["facing"])

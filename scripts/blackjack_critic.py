@@ -2,10 +2,11 @@
 
     python -m scripts.blackjack_critic runs/blackjack --hands 8
 
-Hit and stand part at one token of the reply; there Q and pi are read. Three greedy policies are scored exactly: the
-language head's choice, the critic's choice, and the critic's choice after averaging its values over the hands of a
-state (what is lost between these two is lost by judging hands of the same state differently). Then, by the number of
-cards: how far the advantage of hitting lies from its state's mean, and how often its sign is the optimal one.
+Hit and stand part at one token of the reply; there Q and pi are read. Greedy policies are scored exactly: the
+language head's choice and the critic's, each hand by hand and after averaging over the hands of a state (what is lost
+between these two is lost by judging hands of the same state differently), and the language head's in hard or soft
+hands only. Then, by the number of cards: how far the advantage of hitting lies from its state's mean, and how often its
+sign is the optimal one.
 """
 
 import argparse
@@ -49,6 +50,12 @@ def main() -> None:
         "critic": state_means(shown, gap > 0),
         "critic, mean over hands": {state: float(mean > 0) for state, mean in means.items()},
     }
+    odds, best = pi[:, 0] - pi[:, 1], {state: float(optimal_action(state) == "hit") for state in means}
+    choices["policy, mean over hands"] = {state: float(x > 0) for state, x in state_means(shown, odds.numpy()).items()}
+    for name, own in (("hard", False), ("soft", True)):
+        choices[f"policy in {name} hands, optimal in others"] = {
+            state: hit if state.soft == own else best[state] for state, hit in choices["policy"].items()
+        }
     print(f"{len(shown)} hands\n\n| greedy choice of | wins | mean return |\n|---|---|---|")
     for name, choice in choices.items():
         score = score_blackjack(choice)

@@ -68,9 +68,13 @@ def adapter_targets(network: Any, targets: Sequence[str] | str, layers: int | No
 
 
 def fingerprint(weights: Iterable[Tensor]) -> str:
-    """Short hash of at most 256 numbers of each tensor, evenly spread: quick also for billions of weights."""
+    """Short hash of at most 256 numbers of each tensor, evenly spread: quick also for billions of weights.
+
+    Taken in bfloat16, so that weights loaded in float32 and in bfloat16 agree.
+    """
     digest = hashlib.sha256()
     for weight in weights:
         flat = weight.detach().flatten()
-        digest.update(flat[:: max(1, len(flat) // 256)][:256].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        numbers = flat[:: max(1, len(flat) // 256)][:256].to(torch.bfloat16)
+        digest.update(numbers.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -35,6 +35,15 @@ def test_only_the_last_layers_get_an_adapter(tiny_folder: Path) -> None:
         VLM(str(tiny_folder), lora_layers=0)
 
 
+def test_a_base_is_the_same_in_every_precision_and_with_any_adapter(tiny_folder: Path) -> None:
+    vlm = VLM(str(tiny_folder))
+    assert VLM(str(tiny_folder), dtype="bfloat16", lora_rank=2).base_fingerprint == vlm.base_fingerprint
+    other = VLM(str(tiny_folder))
+    with torch.no_grad():
+        other.hf.get_decoder().layers[0].self_attn.o_proj.base_layer.weight[0, 0] += 1.0
+    assert other.base_fingerprint != vlm.base_fingerprint
+
+
 def test_targets_that_match_nothing_are_named(tiny_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"lora_targets: \['Wqkv'\] match no linear layer.*it has .*q_proj"):
         VLM(str(tiny_folder), lora_targets=["Wqkv"])

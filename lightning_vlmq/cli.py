@@ -1,5 +1,6 @@
 """The command ``vlmq``: LightningCLI's fit, validate, test, and collect and export of our own."""
 
+import itertools
 import logging
 import os
 import re
@@ -169,6 +170,24 @@ def _one_line(message: str) -> str:
     return text
 
 
+def _located(message: str, args: list[str]) -> str:
+    """A message with its place: ``FILE, line N: `` of the innermost key it names, if one line of the files has it."""
+    files = [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
+    files += [value for name, value in itertools.pairwise(args) if name in ("--config", "-c")]
+    message = message.replace('"<unicode string>"', " or ".join(files))  # what YAML's parser calls its text
+    names = re.findall(r"(?:[Oo]ption|[Kk]ey) ['\"]([\w.]+)['\"]", message) or re.findall(r"^([\w.]+): ", message)
+    key = names[-1].rsplit(".", 1)[-1] if names else None
+    if key is None or any(re.match(rf"--(?:.*\.)?{key}(?:[=.]|$)", arg) for arg in args):
+        return message
+    found = [
+        f"{file}, line {number}: "
+        for file in files
+        for number, line in enumerate(Path(file).read_text().splitlines() if Path(file).is_file() else [], 1)
+        if re.search(rf"(?<![\w.]){key}\s*:", line.split(" #")[0])
+    ]
+    return (found[0] if len(found) == 1 else "") + message
+
+
 def main(args: ArgsType = None) -> None:
     """Entry of the console script."""
     _quiet()
@@ -190,5 +209,6 @@ def main(args: ArgsType = None) -> None:
     except (ArgumentError, MisconfigurationException, ValueError) as error:
         if os.environ.get("VLMQ_TRACEBACK"):
             raise
-        print(f"vlmq: {_one_line(str(error))}", file=sys.stderr)
+        given = sys.argv[1:] if args is None else args if isinstance(args, list) else []
+        print(f"vlmq: {_located(_one_line(str(error)), given)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ArgumentError) else 1)

@@ -205,10 +205,16 @@ def test_errors_of_a_configuration_are_one_line(
     bad = tmp_path / "bad.yaml"
     bad.write_text(yaml.safe_dump(config))
     line = one_error(capsys, "fit", f"--config={bad}")
+    number = bad.read_text().splitlines().index("    learning_rate: 1") + 1
+    assert line.startswith(f"vlmq: {bad}, line {number}: Parser key")
     assert "'learning_rate' is not accepted; see `vlmq fit --help`" in line
+    bad.write_text("model: [\nseed_everything: 1")
+    assert f"in {bad}, line 1" in one_error(capsys, "fit", "--config", str(bad))
     common = ("fit", f"--config={small_config}", f"--folder={tmp_path}", "--threads=1")
     assert "'turnz' is not accepted" in one_error(capsys, *common, "--data.turnz=3")
-    assert one_error(capsys, *common, "--model.lr=much").endswith("Expected a <class 'float'>. Got value: much")
+    line = one_error(capsys, *common, "--model.lr=much")  # the file has a good one
+    assert line.startswith("vlmq: Parser key")
+    assert line.endswith("Expected a <class 'float'>. Got value: much")
     line = one_error(capsys, *common, "--model.vlm.dtype=bf16")
     assert line.startswith("vlmq: vlm.dtype: 'bf16' is no type of torch")
     assert "logger" in one_error(capsys, *common, "--trainer.logger=false")  # LearningRateMonitor needs one

@@ -1,5 +1,6 @@
 """Offline demonstrations: turns of a store as batches of tokens."""
 
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Demonstrations(L.LightningDataModule):
-    """Batches of turns drawn evenly from a store; the store is made on the spot if there is none.
+    """Batches of a store's turns, shuffled pass by pass; the store is made on the spot if there is none.
 
     The VLM that renders and encodes is the one of the module that is fitted (``module.vlm``), so turns that
     another model collected are encoded for the student.
@@ -151,7 +152,7 @@ class Demonstrations(L.LightningDataModule):
         self.training_rows, self.validation_rows = samples[:split], samples[split:]
 
     def train_dataloader(self) -> DataLoader[TokenBatch]:
-        """Batches drawn with replacement, a function of seed, rank and the number of batches drawn before."""
+        """Batches of shuffled turns, a function of seed, rank and the number of batches drawn before."""
         return _loader(self._training_batches, self.batches_per_epoch)
 
     def val_dataloader(self) -> DataLoader[TokenBatch]:
@@ -171,25 +172,32 @@ class Demonstrations(L.LightningDataModule):
         self._drawn = int(state_dict["drawn"])
 
     def _training_batches(self) -> Iterator[TokenBatch]:
-        rank = self.trainer.global_rank if self.trainer else 0
+        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         while True:
             number = self._drawn
             # counted before it is handed out: at the end of its step the batch is done
             self._drawn += 1
-            yield self._draw(self.training_rows, [self._seed(), rank, 0, number], self.augmentation)
+            yield self._draw(self.training_rows, 0, number * ranks + rank, self.augmentation)
 
     def _validation_batches(self) -> Iterator[TokenBatch]:
         rows = self.validation_rows if len(self.validation_rows) else self.training_rows
         for number in itertools.count():
-            yield self._draw(rows, [self._seed(), 0, 1, number])
+            yield self._draw(rows, 1, number)
 
-    def _draw(self, rows: Rows, seed: list[int], augmentation: Augmentation | None = None) -> TokenBatch:
-        rng = np.random.default_rng(seed)
-        chosen = rows[rng.integers(len(rows), size=self.batch_size)]
+    def _draw(self, rows: Rows, part: int, number: int, augmentation: Augmentation | None = None) -> TokenBatch:
+        """The batch of that number, counted over all ranks."""
+        chosen = rows[self._order(len(rows), part, number)]
+        rng = np.random.default_rng([self._seed(), part, number])
         turns, successors = ([self.store[int(row) + step] for row in chosen] for step in (0, 1))
         if augmentation is not None:
             turns, successors = ([_augmented(t, augmentation, rng) for t in part] for part in (turns, successors))
         return self.encoder.batch(turns, successors)
+
+    def _order(self, size: int, part: int, number: int) -> Rows:
+        """Positions of a batch's turns: every turn once in each pass, in an order of its own."""
+        passes, places = np.divmod(np.arange(number * self.batch_size, (number + 1) * self.batch_size), size)
+        orders = {n: _permutation(size, self._seed(), part, n) for n in np.unique(passes).tolist()}
+        return np.array([orders[n][place] for n, place in zip(passes.tolist(), places, strict=True)])
 
     # -- parts ----------------------------------------------------------------------------------------------
 
@@ -226,6 +234,11 @@ class Demonstrations(L.LightningDataModule):
         while split < len(samples) and episodes[samples[split]] == episodes[samples[split - 1]]:
             split += 1
         return split
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(size: int, *seed: int) -> Rows:
+    return np.random.default_rng(seed).permutation(size)
 
 
 def _augmented(turn: Turn, augmentation: Augmentation, rng: np.random.Generator) -> Turn:

@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ def _attach(data: Demonstrations, vlm: VLM) -> Demonstrations:
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         lightning_module=SimpleNamespace(vlm=vlm),
         global_rank=0,
+        world_size=1,
         strategy=SimpleNamespace(root_device="cpu"),
         default_root_dir=".",
     )
@@ -33,31 +35,40 @@ def _data(folder: Path, **options: Any) -> Demonstrations:
     return Demonstrations(str(folder), AgentEnv(NumberLine()), **settings)
 
 
-def test_first_and_last_turns_are_drawn_as_often_as_others(vlm: VLM, tmp_path: Path) -> None:
-    data = _attach(_data(tmp_path, turns=1, holdout=0.0), vlm)
-    rows = data.training_rows = data.training_rows[:40]
-    counts: dict[tuple[str, int], int] = {}
-    ends = 0
+def _drawn(data: Demonstrations, batches: int) -> list[tuple[str, int]]:
+    """Episode and index of the turns of the next batches; their successors are checked."""
+    drawn: list[tuple[str, int]] = []
 
-    def count(turns: list[Turn], successors: list[Turn]) -> None:
-        nonlocal ends
+    def note(turns: list[Turn], successors: list[Turn]) -> None:
         for turn, after in zip(turns, successors, strict=True):
             assert (after.episode, after.index) == (turn.episode, turn.index + 1)
-            counts[turn.episode, turn.index] = counts.get((turn.episode, turn.index), 0) + 1
-            ends += after.reply is None
+            drawn.append((turn.episode, turn.index))
 
-    data.encoder = SimpleNamespace(batch=count)  # type: ignore[assignment]
-    draws = 8_000
-    for _ in itertools.islice(data._training_batches(), draws // 8):
+    data.encoder = SimpleNamespace(batch=note)  # type: ignore[assignment]
+    for _ in itertools.islice(data._training_batches(), batches):
         pass
-    assert len(counts) == len(rows)
-    expected = draws / len(rows)
-    chi_square = sum((number - expected) ** 2 / expected for number in counts.values())
-    # mean of the statistic is its degrees of freedom k, its deviation sqrt(2 k)
-    k = len(rows) - 1
-    assert chi_square < k + 5 * (2 * k) ** 0.5
-    assert sum(number for (_, index), number in counts.items() if index == 0) > draws / 20
-    assert ends > draws / 20
+    return drawn
+
+
+def test_every_turn_is_drawn_once_in_each_pass(vlm: VLM, tmp_path: Path) -> None:
+    data = _attach(_data(tmp_path, turns=1, holdout=0.0), vlm)
+    data.training_rows = data.training_rows[:42]  # batches of 8 do not divide it
+    drawn = _drawn(data, 21)
+    passes = [drawn[start : start + 42] for start in range(0, 168, 42)]
+    assert all(sorted(one) == sorted(passes[0]) and len(set(one)) == 42 for one in passes)
+    assert len({tuple(one) for one in passes}) == 4
+    data.training_rows, data._drawn = data.training_rows[:3], 0  # fewer than a batch
+    assert set(Counter(_drawn(data, 3)).values()) == {8}
+
+
+def test_ranks_share_a_pass(vlm: VLM, tmp_path: Path) -> None:
+    drawn = []
+    for rank in range(2):
+        data = _attach(_data(tmp_path, turns=1, holdout=0.0), vlm)
+        data.training_rows = data.training_rows[:48]
+        data.trainer.global_rank, data.trainer.world_size = rank, 2  # type: ignore[union-attr,misc]
+        drawn += _drawn(data, 3)
+    assert len(set(drawn)) == 48
 
 
 def test_batches_are_a_function_of_the_seed_and_their_number(vlm: VLM, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 
 import lightning as L
 
-from lightning_vlmq import VLM, VLMQ, AgentEnv, Demonstrations, EpisodeEvaluation, TargetCriticEMA, ThresholdSchedule
+from lightning_vlmq import VLM, VLMQ, AgentEnv, Demonstrations, EpisodeEvaluation, Schedule, TargetCriticEMA
 from lightning_vlmq.envs import NumberLine
 
 
@@ -33,7 +33,7 @@ def main(folder: str = "runs/example", steps: int = 60, turns: int = 1_000) -> N
         log_every_n_steps=10,
         callbacks=[
             TargetCriticEMA(tau=0.02),
-            ThresholdSchedule(steps=[steps // 2], values=[0.0]),
+            Schedule("threshold", at=[steps // 2], values=[0.0]),
             EpisodeEvaluation(episodes=16),
         ],
     )

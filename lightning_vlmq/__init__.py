@@ -6,9 +6,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_vlmq.augmentation import RandomZoomOut
     from lightning_vlmq.batches import TokenBatch, TurnEncoder
-    from lightning_vlmq.callbacks import EpisodeEvaluation, RandomState, Report, TargetCriticEMA, ThresholdSchedule
+    from lightning_vlmq.callbacks import (
+        EpisodeEvaluation,
+        OnlineCollector,
+        RandomState,
+        Report,
+        Schedule,
+        TargetCriticEMA,
+    )
     from lightning_vlmq.collection import collect
-    from lightning_vlmq.datamodules import Demonstrations
+    from lightning_vlmq.datamodules import Demonstrations, OfflineToOnline
     from lightning_vlmq.envs import AgentEnv
     from lightning_vlmq.modules import VLMQ
     from lightning_vlmq.prompts import PromptMethod
@@ -24,12 +31,14 @@ __all__ = [
     "Episode",
     "EpisodeEvaluation",
     "Observation",
+    "OfflineToOnline",
+    "OnlineCollector",
     "PromptMethod",
     "RandomState",
     "RandomZoomOut",
     "Report",
+    "Schedule",
     "TargetCriticEMA",
-    "ThresholdSchedule",
     "TokenBatch",
     "Turn",
     "TurnEncoder",
@@ -45,12 +54,14 @@ _ROOMS = {
     "Episode": "turns",
     "EpisodeEvaluation": "callbacks",
     "Observation": "turns",
+    "OfflineToOnline": "datamodules",
+    "OnlineCollector": "callbacks",
     "PromptMethod": "prompts",
     "RandomState": "callbacks",
     "RandomZoomOut": "augmentation",
     "Report": "callbacks",
+    "Schedule": "callbacks",
     "TargetCriticEMA": "callbacks",
-    "ThresholdSchedule": "callbacks",
     "TokenBatch": "batches",
     "Turn": "turns",
     "TurnEncoder": "batches",

@@ -15,7 +15,7 @@ from lightning_vlmq.policy import ExpertPolicy, Policy, RandomPolicy, VLMPolicy
 from lightning_vlmq.rollout import play
 from lightning_vlmq.store import TurnStore
 
-__all__ = ["POLICIES", "collect"]
+__all__ = ["POLICIES", "collect", "online_seed"]
 
 POLICIES = ("random", "base", "base_minimum", "expert")
 """What a mixture may name: random valid actions, the VLM without adapter answering freely or after a reply begun
@@ -108,6 +108,11 @@ def collect(
 def _episode_seed(seed: int, number: int) -> int:
     """Seeds of demonstrations lie apart from those of evaluation (which are below one million)."""
     return 1_000_000 + seed * 10_000_000 + number
+
+
+def online_seed(seed: int, number: int) -> int:
+    """Seeds of episodes that are played while training, apart from both."""
+    return _episode_seed(seed, 5_000_000 + number)
 
 
 def _policy(name: str, encoder: TurnEncoder, temperature: float, seed: int) -> Policy:

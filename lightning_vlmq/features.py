@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load, save
 from torch import Tensor
 
+from lightning_vlmq.files import lock
 from lightning_vlmq.vlm import VLM
 
 __all__ = ["EncodedImage", "FeatureCache"]
@@ -57,7 +58,8 @@ class FeatureCache:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             # losing the last entries in a crash costs only their computation
             self._file = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-            self._file.execute("PRAGMA journal_mode=WAL")
+            with lock(Path(path).parent):  # two ranks at once: SQLite does not wait where the journal's mode changes
+                self._file.execute("PRAGMA journal_mode=WAL")
             self._file.execute("PRAGMA synchronous=NORMAL")
             self._file.execute("CREATE TABLE IF NOT EXISTS features (key TEXT PRIMARY KEY, value BLOB)")
 

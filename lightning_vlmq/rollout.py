@@ -1,7 +1,8 @@
 """Environments + policies -> episodes."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from lightning_vlmq.envs.agent import AgentEnv, Outcome
 from lightning_vlmq.policy import Policy, Reply
 from lightning_vlmq.turns import Episode, Observation, Turn
 
-__all__ = ["play"]
+__all__ = ["Rollout", "play"]
 
 
 def play(
@@ -36,37 +37,92 @@ def play(
     Raises:
         ValueError: ``shares`` do not fit ``policies`` or do not sum to one.
     """
-    weights = np.full(len(policies), 1 / len(policies)) if shares is None else np.asarray(shares, dtype=float)
-    if len(weights) != len(policies) or (weights < 0).any() or not np.isclose(weights.sum(), 1):
-        raise ValueError(f"shares of policies must be {len(policies)} numbers >= 0 that sum to 1, not {list(weights)}")
-    rng = np.random.default_rng(seed)
-    waiting = list(zip(seeds, options or [{}] * len(seeds), strict=True))[::-1]
-    running = [_Running(copy.deepcopy(env)) for _ in range(min(parallel, len(waiting)))]
-    for slot in running:
-        slot.begin(*waiting.pop())
+    starts = zip(seeds, options or [{}] * len(seeds), strict=True)
+    rollout = Rollout(env, starts, min(parallel, len(seeds)), seed)
     try:
-        while running:
-            chosen = rng.choice(len(policies), size=len(running), p=weights)
-            replies: dict[int, Reply] = {}
-            for index, policy in enumerate(policies):
-                where = [i for i in range(len(running)) if chosen[i] == index]
-                if where:
-                    said = policy.reply([running[i].env for i in where], [running[i].observation for i in where])
-                    replies.update(zip(where, said, strict=True))
-            done: list[_Running] = []
-            for i, slot in enumerate(running):
-                if slot.step(replies[i], policies[chosen[i]].name):
-                    yield slot.episode()
-                    if waiting:
-                        slot.begin(*waiting.pop())
-                    else:
-                        done.append(slot)
-            for slot in done:
-                slot.env.close()
-                running.remove(slot)
+        while rollout.running:
+            yield from rollout.turn(policies, shares)
     finally:
-        for slot in running:
+        rollout.close()
+
+
+class Rollout:
+    """Environments that play on turn by turn, whoever replies; a new episode begins where one ended.
+
+    Args:
+        env: The environment; copies of it play in parallel.
+        starts: Seed and reset options of each episode; may never end.
+        parallel: Episodes played at once.
+        seed: Of the draw between policies.
+    """
+
+    def __init__(
+        self, env: AgentEnv, starts: Iterable[tuple[int, Mapping[str, object]]], parallel: int, seed: int = 0
+    ) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._starts = iter(starts)
+        self._running = [_Running(copy.deepcopy(env)) for _ in range(parallel)]
+        self._running = [slot for slot in self._running if self._begin(slot)]
+
+    @property
+    def running(self) -> int:
+        """Number of environments with an open episode."""
+        return len(self._running)
+
+    def turn(self, policies: Sequence[Policy], shares: Sequence[float] | None = None) -> list[Episode]:
+        """Plays one reply in each environment.
+
+        Args:
+            policies: Who replies; with several, each environment draws one of them.
+            shares: Probability of each policy, equal if ``None``.
+
+        Returns:
+            The episodes that ended.
+
+        Raises:
+            ValueError: ``shares`` do not fit ``policies`` or do not sum to one.
+        """
+        weights = np.full(len(policies), 1 / len(policies)) if shares is None else np.asarray(shares, dtype=float)
+        if len(weights) != len(policies) or (weights < 0).any() or not np.isclose(weights.sum(), 1):
+            raise ValueError(
+                f"shares of policies must be {len(policies)} numbers >= 0 that sum to 1, not {weights.tolist()}"
+            )
+        chosen = self._rng.choice(len(policies), size=len(self._running), p=weights)
+        replies: dict[int, Reply] = {}
+        for index, policy in enumerate(policies):
+            where = np.flatnonzero(chosen == index).tolist()
+            if where:
+                slots = [self._running[i] for i in where]
+                said = policy.reply([slot.env for slot in slots], [slot.observation for slot in slots])
+                replies.update(zip(where, said, strict=True))
+        ended, going = [], []
+        for i, slot in enumerate(self._running):
+            if slot.step(replies[i], policies[chosen[i]].name):
+                ended.append(slot.episode())
+                if not self._begin(slot):
+                    continue
+            going.append(slot)
+        self._running = going
+        return ended
+
+    def open_episodes(self) -> list[Episode]:
+        """Episodes so far of the environments that have played a reply, marked as truncated."""
+        return [slot.episode(cut=True) for slot in self._running if slot.turns]
+
+    def close(self) -> None:
+        """Closes the environments."""
+        for slot in self._running:
             slot.env.close()
+        self._running = []
+
+    def _begin(self, slot: "_Running") -> bool:
+        """Begins the next episode; without one the environment is closed."""
+        start = next(self._starts, None)
+        if start is None:
+            slot.env.close()
+            return False
+        slot.begin(*start)
+        return True
 
 
 class _Running:
@@ -115,7 +171,8 @@ class _Running:
     def _name(self) -> str:
         return f"{self.env.name}-{self.seed}"
 
-    def episode(self) -> Episode:
+    def episode(self, cut: bool = False) -> Episode:
+        turns = self.turns if not cut else [*self.turns[:-1], replace(self.turns[-1], truncated=True)]
         last = Turn(
             env=self.env.name,
             episode=self._name,
@@ -123,4 +180,4 @@ class _Running:
             observation=self.observation,
             seed=self.seed,
         )
-        return Episode((*self.turns, last))
+        return Episode((*turns, last))

@@ -1,5 +1,6 @@
 """Shards of turns on disk: schema, conversion of rows, the manifest, checks and lazy reading."""
 
+import base64
 import contextlib
 import json
 import math
@@ -28,9 +29,11 @@ __all__ = [
     "Shard",
     "ShardReader",
     "check_shard",
+    "from_text",
     "index_rows",
     "read_manifest",
     "to_table",
+    "to_text",
     "write_manifest",
     "write_shard",
 ]
@@ -96,6 +99,20 @@ def to_table(turns: Sequence[Turn]) -> Any:
             raise ValueError(f"episode {turns[0].episode!r}: column {name!r} is not finite; turns hold finite numbers")
         arrays.append(array)
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def to_text(turns: Sequence[Turn]) -> str:
+    """Turns as text that a checkpoint can hold."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(to_table(turns), sink)
+    return base64.b64encode(sink.getvalue()).decode()
+
+
+def from_text(text: str) -> list[Turn]:
+    """Turns of :func:`to_text`."""
+    table = pq.read_table(pa.BufferReader(base64.b64decode(text))).combine_chunks()
+    columns = [column.combine_chunks() for column in table.columns]
+    return [_to_turn(columns, row) for row in range(len(table))]
 
 
 def _to_turn(columns: Sequence[Any], row: int) -> Turn:
@@ -252,6 +269,12 @@ class ShardReader:
     def __getstate__(self) -> dict[str, Any]:
         """State for worker processes: everything but open files and decoded rows."""
         return {**self.__dict__, "_files": OrderedDict(), "_groups": OrderedDict(), "_cached": 0}
+
+    def forget(self) -> None:
+        """Closes and forgets everything that is kept."""
+        for file in self._files.values():
+            file.close(force=True)
+        self._files, self._groups, self._cached = OrderedDict(), OrderedDict(), 0
 
     def turn(self, shard: Shard, row: int) -> Turn:
         """Turn of a row of a shard."""

@@ -187,6 +187,15 @@ class TurnStore:
         self._shards += shards
         self._offsets = np.cumsum([0, *(shard.rows for shard in self._shards)], dtype=np.int64)
 
+    def _drop(self, names: set[str]) -> None:
+        """Forgets shards; the others' rows move up."""
+        self._shards = [shard for shard in self._shards if shard.name not in names]
+        self._offsets = np.cumsum([0, *(shard.rows for shard in self._shards)], dtype=np.int64)
+        self._indices = {name: index for name, index in self._indices.items() if name not in names}
+        self._ids, self._ids_shards = {turn.episode for turn in self._buffer}, 0
+        self._parts_key = None
+        self._reader.forget()
+
     def _shard_index(self, shard: Shard) -> RowIndex:
         if shard.name not in self._indices:
             self._indices[shard.name] = disk.index_rows(self._reader.columns(shard, ["episode", "index", "reply"]))
@@ -252,9 +261,9 @@ class TurnStore:
                 yield Episode(tuple(self[row] for row in range(offset + start, offset + stop)))
 
     def state(self) -> dict[str, Any]:
-        """Shards with their rows, in order, and the number of buffered rows: plain types, for checkpoints."""
+        """Shards with rows and checksum, in order, and the number of buffered rows: plain types, for checkpoints."""
         return {
             "schema_version": SCHEMA_VERSION,
-            "shards": [[shard.name, shard.rows] for shard in self._shards],
+            "shards": [[shard.name, shard.rows, shard.crc] for shard in self._shards],
             "buffered": len(self._buffer),
         }

@@ -1,8 +1,9 @@
-"""Lightning callbacks: target critic, schedules, evaluation, exact resume."""
+"""Lightning callbacks: target critic, schedules, collection, evaluation, exact resume."""
 
+from lightning_vlmq.callbacks.collector import OnlineCollector
 from lightning_vlmq.callbacks.evaluation import EpisodeEvaluation, Report
 from lightning_vlmq.callbacks.resume import RandomState
-from lightning_vlmq.callbacks.schedules import ThresholdSchedule
+from lightning_vlmq.callbacks.schedules import Schedule
 from lightning_vlmq.callbacks.target_ema import TargetCriticEMA
 
-__all__ = ["EpisodeEvaluation", "RandomState", "Report", "TargetCriticEMA", "ThresholdSchedule"]
+__all__ = ["EpisodeEvaluation", "OnlineCollector", "RandomState", "Report", "Schedule", "TargetCriticEMA"]

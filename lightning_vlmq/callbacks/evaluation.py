@@ -69,7 +69,9 @@ class EpisodeEvaluation(L.Callback):
 
 
 class Report(L.Callback):
-    """Compares the data, the base VLM and the trained agent: a table, and ``results.json`` in the run's folder.
+    """Compares the data, what the agent played while training, the base VLM and the trained agent.
+
+    A table, and ``results.json`` in the run's folder.
 
     ``base`` is sampled at temperature 1 (greedily it would say the same each time), ``trained`` is greedy. Needs a
     DataModule with ``encoder`` and ``store``.
@@ -125,7 +127,8 @@ class Report(L.Callback):
         jobs: list[tuple[str, dict[str, Any]]] = [("base", {"base": True, "temperature": 1.0}), ("trained", {})]
         jobs += [(f"trained at {t:g}", {"temperature": t}) for t in self.temperatures]
         jobs += [(f"trained, {name}", {"environment": env}) for name, env in self.variants.items()]
-        rows: dict[str, Scores] = {"data": score_episodes(data.store.episodes())}
+        stores = {"data": data.store, "own play": getattr(data, "experience", ())}
+        rows: dict[str, Scores] = {k: score_episodes(s.episodes()) for k, s in stores.items() if len(s)}
         for name, options in track(jobs, description="scoring"):
             environment = options.pop("environment", self.environment)
             rows[name] = _scores(trainer, environment, self.episodes, seed=self.seed, **options)

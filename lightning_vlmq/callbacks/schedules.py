@@ -1,44 +1,89 @@
 """Schedules of what is not a learning rate."""
 
-from typing import Any
+import bisect
+from typing import Any, Literal
 
 import lightning as L
 
-__all__ = ["ThresholdSchedule"]
+__all__ = ["Schedule", "apply_schedules"]
 
 
-class ThresholdSchedule(L.Callback):
-    """Steps the filter's threshold (beta of eq. 5): everything is imitated at first, then only what helps.
+class Schedule(L.Callback):
+    """Moves a number as training goes on, a function of the step or epoch alone, so that it resumes by itself.
 
-    The threshold jumps, it is never interpolated: there is nothing between minus infinity and a number.
+    ``threshold`` is the filter's (beta of eq. 5, in units of reward): before the first place nothing is filtered, so
+    everything is imitated at first, then only what helps. ``epsilon`` and ``temperature`` are the
+    :class:`~lightning_vlmq.callbacks.OnlineCollector`'s, which has the first value before the first place.
 
     Args:
-        steps: Optimiser steps at which a threshold begins, ascending.
-        values: The thresholds, in units of reward, one a step. Before the first step nothing is filtered,
-            whatever the module's own threshold.
+        quantity: What to set.
+        at: Where the values hold, ascending.
+        values: One for each place.
+        unit: Whether ``at`` counts optimiser steps or epochs.
+        shape: ``"steps"`` keeps a value until the next place, ``"linear"`` goes from one to the next evenly. There is
+            nothing between no threshold and the first.
 
     Raises:
-        ValueError: The lists do not fit each other or ``steps`` do not ascend.
+        ValueError: The lists do not fit each other, or ``at`` does not ascend.
     """
 
-    sets_threshold = True
-    """By this a module knows that its threshold will be set."""
-
-    def __init__(self, steps: list[int], values: list[float]) -> None:
-        if len(steps) != len(values) or not steps:
-            raise ValueError(f"ThresholdSchedule needs as many values as steps, not {len(values)} for {len(steps)}")
-        if sorted(set(steps)) != list(steps):
-            raise ValueError(f"ThresholdSchedule.steps must ascend, not {steps}")
-        self.steps = steps
+    def __init__(
+        self,
+        quantity: Literal["threshold", "epsilon", "temperature"],
+        at: list[int],
+        values: list[float],
+        unit: Literal["step", "epoch"] = "step",
+        shape: Literal["steps", "linear"] = "steps",
+    ) -> None:
+        if len(at) != len(values) or not at:
+            raise ValueError(f"Schedule of {quantity} needs as many values as places, not {len(values)} for {len(at)}")
+        if sorted(set(at)) != list(at):
+            raise ValueError(f"Schedule.at of {quantity} must ascend, not {at}")
+        self.quantity = quantity
+        self.places = at
         self.values = values
+        self.unit = unit
+        self.shape = shape
+        self.sets_threshold = quantity == "threshold"
+        """By this a module knows that its threshold will be set."""
 
-    def at(self, step: int) -> float | None:
-        """Threshold at an optimiser step; ``None`` filters nothing."""
-        begun = [value for start, value in zip(self.steps, self.values, strict=True) if start <= step]
-        return begun[-1] if begun else None
+    def value(self, position: int) -> float | None:
+        """Value at a step or epoch; ``None`` is a threshold that filters nothing."""
+        index = bisect.bisect_right(self.places, position) - 1
+        if index < 0:
+            return None if self.quantity == "threshold" else self.values[0]
+        if self.shape == "steps" or index + 1 == len(self.places):
+            return self.values[index]
+        start, end = self.places[index : index + 2]
+        before, after = self.values[index : index + 2]
+        return before + (after - before) * (position - start) / (end - start)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Checks that there is somebody to set it for."""
+        if self.quantity != "threshold" and not self._holders(trainer, pl_module):
+            raise ValueError(f"Schedule of {self.quantity} needs the callback OnlineCollector in the same trainer")
+
+    def apply(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Sets the number as it is now."""
+        found = self.value(trainer.global_step if self.unit == "step" else trainer.current_epoch)
+        for holder in self._holders(trainer, pl_module):
+            setattr(holder, self.quantity, found)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Sets the module's threshold; a function of the step alone, so that it resumes by itself."""
-        pl_module.threshold = self.at(trainer.global_step)  # type: ignore[assignment]
+        """Sets the number."""
+        self.apply(trainer, pl_module)
+
+    def _holders(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[Any]:
+        if self.quantity == "threshold":
+            return [pl_module]
+        callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
+        return [each for each in callbacks if getattr(each, "collects", False)]
+
+
+def apply_schedules(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    """Sets all numbers as they are now, for a callback that needs them before the next batch."""
+    for callback in list(trainer.callbacks):  # type: ignore[attr-defined]
+        if isinstance(callback, Schedule):
+            callback.apply(trainer, pl_module)

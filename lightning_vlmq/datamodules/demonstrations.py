@@ -60,6 +60,8 @@ class Demonstrations(L.LightningDataModule):
         ValueError: There are no turns and none are to be collected, or a reply that is to be learned cannot be encoded.
     """
 
+    _needs_turns = True
+
     def __init__(
         self,
         folder: str | None = None,
@@ -130,7 +132,7 @@ class Demonstrations(L.LightningDataModule):
             turns=self.turns,
             mixture=self.mixture,
             temperature=self.temperature,
-            seed=self._seed(),
+            seed=self.run_seed,
             parallel=self.parallel,
             skip_damaged=self.skip_damaged,
         )
@@ -143,7 +145,7 @@ class Demonstrations(L.LightningDataModule):
         masks = self.store.columns(["imitate", "td"])
         samples = self.store.samples
         samples = samples[(masks["imitate"] | masks["td"])[samples]]  # what neither loss may use is not even encoded
-        if not len(samples):
+        if not len(samples) and self._needs_turns:
             raise ValueError(
                 f"{self.folder} holds no turns to train on; run `vlmq collect` or set data.turns and data.environment"
             )
@@ -186,17 +188,21 @@ class Demonstrations(L.LightningDataModule):
 
     def _draw(self, rows: Rows, part: int, number: int, augmentation: Augmentation | None = None) -> TokenBatch:
         """The batch of that number, counted over all ranks."""
-        chosen = rows[self._order(len(rows), part, number)]
-        rng = np.random.default_rng([self._seed(), part, number])
-        turns, successors = ([self.store[int(row) + step] for row in chosen] for step in (0, 1))
+        rng = np.random.default_rng([self.run_seed, part, number])
+        chosen = self._chosen(rows, part, number, rng)
+        turns, successors = ([store[row + step] for store, row in chosen] for step in (0, 1))
         if augmentation is not None:
             turns, successors = ([_augmented(t, augmentation, rng) for t in part] for part in (turns, successors))
         return self.encoder.batch(turns, successors)
 
+    def _chosen(self, rows: Rows, part: int, number: int, rng: np.random.Generator) -> list[tuple[TurnStore, int]]:
+        """Store and row of each turn of a batch."""
+        return [(self.store, row) for row in rows[self._order(len(rows), part, number)].tolist()]
+
     def _order(self, size: int, part: int, number: int) -> Rows:
         """Positions of a batch's turns: every turn once in each pass, in an order of its own."""
         passes, places = np.divmod(np.arange(number * self.batch_size, (number + 1) * self.batch_size), size)
-        orders = {n: _permutation(size, self._seed(), part, n) for n in np.unique(passes).tolist()}
+        orders = {n: _permutation(size, self.run_seed, part, n) for n in np.unique(passes).tolist()}
         return np.array([orders[n][place] for n, place in zip(passes.tolist(), places, strict=True)])
 
     # -- parts ----------------------------------------------------------------------------------------------
@@ -220,7 +226,9 @@ class Demonstrations(L.LightningDataModule):
         for row in foreign[np.unique(columns["reply"][foreign].astype(str), return_index=True)[1]]:
             self.encoder.reply_ids(self.store[int(row)])
 
-    def _seed(self) -> int:
+    @property
+    def run_seed(self) -> int:
+        """Seed of the run: the own one or ``seed_everything``'s."""
         if self.seed is not None:
             return self.seed
         return int(os.environ.get("PL_GLOBAL_SEED", "0"))

@@ -55,7 +55,7 @@ class VLMQ(AgentModule):
         actor: ``"afsft"`` imitates what the filter approves (eq. 4); ``"max_q"`` maximises the expected Q
             through pi, the baseline that the paper shows to fail (fig. 5), on turns the critic may learn from.
         threshold: Advantage, in units of reward, from which a token is imitated (beta of eq. 5);
-            ``null`` imitates everything, which is SFT. :class:`~lightning_vlmq.callbacks.ThresholdSchedule` sets it.
+            ``null`` imitates everything, which is SFT. A :class:`~lightning_vlmq.callbacks.Schedule` sets it.
         filter: ``"advantage"`` is eq. 5; ``"exponential"`` weighs tokens by exp(advantage / temperature), from when
             ``threshold`` is a number (whose value then does not matter): until then everything is imitated.
         filter_temperature: Of the exponential filter, in units of reward.
@@ -280,7 +280,7 @@ class VLMQ(AgentModule):
         callbacks: list[Any] = list(self.trainer.callbacks)  # type: ignore[attr-defined]
         scheduled = any(getattr(c, "sets_threshold", False) for c in callbacks)
         if self.hparams["td_weight"] > 0 and self.threshold is None and not scheduled:
-            rank_zero_warn("everything is imitated (SFT): give VLMQ a threshold, or the trainer a ThresholdSchedule")
+            rank_zero_warn("everything is imitated (SFT): give VLMQ a threshold, or the trainer a Schedule of it")
         if self.hparams["td_weight"] > 0 and not any(getattr(c, "moves_target_critic", False) for c in callbacks):
             raise ValueError(
                 "VLMQ needs the callback lightning_vlmq.callbacks.TargetCriticEMA (the target critic would never "

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_vlmq import VLM, VLMQ, AgentEnv, Demonstrations, EpisodeEvaluation, Report, TargetCriticEMA
-from lightning_vlmq.callbacks import ThresholdSchedule
+from lightning_vlmq.callbacks import Schedule
 from lightning_vlmq.envs import NumberLine
 from lightning_vlmq.evaluation import score_episodes
 from lightning_vlmq.scoreboards import NumberLineScoreboard
@@ -59,8 +59,8 @@ def test_a_tau_out_of_range_is_named() -> None:
 
 
 def test_thresholds_step_and_are_never_interpolated() -> None:
-    schedule = ThresholdSchedule(steps=[3, 5], values=[-1.0, 0.0])
-    assert [schedule.at(step) for step in range(7)] == [None, None, None, -1.0, -1.0, 0.0, 0.0]
+    schedule = Schedule("threshold", at=[3, 5], values=[-1.0, 0.0])
+    assert [schedule.value(step) for step in range(7)] == [None, None, None, -1.0, -1.0, 0.0, 0.0]
     module, trainer = SimpleNamespace(threshold=7.0), SimpleNamespace(global_step=4)
     schedule.on_train_batch_start(trainer, module, None, 0)  # type: ignore[arg-type]
     assert module.threshold == -1.0
@@ -68,8 +68,8 @@ def test_thresholds_step_and_are_never_interpolated() -> None:
 
 @pytest.mark.parametrize(("steps", "values"), [([1, 2], [0.0]), ([], []), ([2, 1], [0.0, 0.0])])
 def test_schedules_that_make_no_sense_are_refused(steps: list[int], values: list[float]) -> None:
-    with pytest.raises(ValueError, match="ThresholdSchedule"):
-        ThresholdSchedule(steps, values)
+    with pytest.raises(ValueError, match="of threshold"):
+        Schedule("threshold", steps, values)
 
 
 def test_scores_of_episodes_by_hand() -> None:

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_vlmq import VLM, VLMQ, AgentEnv, Demonstrations, RandomState, TargetCriticEMA, ThresholdSchedule
+from lightning_vlmq import VLM, VLMQ, AgentEnv, Demonstrations, RandomState, Schedule, TargetCriticEMA
 from lightning_vlmq.batches import TokenBatch
 from lightning_vlmq.envs import NumberLine
 from lightning_vlmq.modules.optim import clip_groups
@@ -111,7 +111,7 @@ def test_a_critic_that_is_never_asked_is_warned_of(vlm: VLM, tmp_path: Path) -> 
         _trainer(tmp_path, 1).fit(VLMQ(vlm, **LR), _data(tmp_path))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="everything is imitated")
-        _trainer(tmp_path, 1, [TargetCriticEMA(), ThresholdSchedule([5], [0.0])]).fit(VLMQ(vlm), _data(tmp_path))
+        _trainer(tmp_path, 1, [TargetCriticEMA(), Schedule("threshold", [5], [0.0])]).fit(VLMQ(vlm), _data(tmp_path))
 
 
 def test_groups_have_their_own_rates_warmups_and_norms(vlm: VLM, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_checkpoints_hold_what_was_trained(vlm: VLM, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("error:Found keys that are in the model state dict")
 def test_checkpoints_know_their_base_and_their_threshold(tiny_folder: Path, tmp_path: Path) -> None:
     module = VLMQ(VLM(str(tiny_folder), lora_rank=2), **LR)
-    trainer = _trainer(tmp_path, 2, [TargetCriticEMA(), ThresholdSchedule([1], [0.25])])
+    trainer = _trainer(tmp_path, 2, [TargetCriticEMA(), Schedule("threshold", [1], [0.25])])
     trainer.fit(module, _data(tmp_path))
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     checkpoint = torch.load(tmp_path / "x.ckpt", weights_only=True)
@@ -215,7 +215,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         return VLMQ(vlm, optimizer=optimizer, critic_width=64, **LR)  # type: ignore[arg-type]
 
     def callbacks() -> list[L.Callback]:
-        return [TargetCriticEMA(tau=0.1), ThresholdSchedule([3], [0.0]), RandomState()]
+        return [TargetCriticEMA(tau=0.1), Schedule("threshold", [3], [0.0]), RandomState()]
 
     options: dict[str, Any] = {"accumulate_grad_batches": accumulate}
     whole = module()

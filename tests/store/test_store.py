@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,7 +148,8 @@ def test_rows_are_visible_before_they_are_written(tmp_path: Path) -> None:
     assert store.state() == {"schema_version": 1, "shards": [], "buffered": 3}
     store.flush()
     store.flush()
-    assert store.state() == {"schema_version": 1, "shards": [["000000-0.parquet", 3]], "buffered": 0}
+    crc = zlib.crc32((tmp_path / "new" / "000000-0.parquet").read_bytes())
+    assert store.state() == {"schema_version": 1, "shards": [["000000-0.parquet", 3, crc]], "buffered": 0}
     assert store.samples.tolist() == [0, 1]
     assert [turn.index for turn in store] == [0, 1, 2]
 
@@ -156,7 +158,7 @@ def test_episodes_are_never_split(tmp_path: Path) -> None:
     with TurnStore(tmp_path, shard_rows=5) as store:
         for number in range(5):
             store.append(episode(f"e{number}", 2))
-    assert [rows for _, rows in store.state()["shards"]] == [6, 6, 3]
+    assert [rows for _, rows, _ in store.state()["shards"]] == [6, 6, 3]
     for path in tmp_path.glob("*.parquet"):
         index = pq.read_table(path, columns=["index"])["index"].to_pylist()
         assert index == [0, 1, 2] * (len(index) // 3)

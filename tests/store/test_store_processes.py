@@ -94,7 +94,7 @@ def test_two_writers_at_once(tmp_path: Path) -> None:
     assert len(reader) == 2 * 40 * 4
     assert len({each.turns[0].episode for each in reader.episodes()}) == 80
     assert reader.state() == TurnStore(tmp_path).state()
-    names = [name for name, _ in reader.state()["shards"]]
+    names = [name for name, *_ in reader.state()["shards"]]
     assert [int(name.split("-")[0]) for name in names] == list(range(len(names)))
     assert {name.split("-")[1] for name in names} == {"a.parquet", "b.parquet"}
     assert [entry["name"] for entry in json.loads((tmp_path / "manifest.json").read_text())["shards"]] == names

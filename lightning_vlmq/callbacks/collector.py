@@ -1,0 +1,216 @@
+"""The agent plays while it learns: fresh turns at the start of each epoch."""
+
+import itertools
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import torch.distributed
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_vlmq.callbacks.schedules import apply_schedules
+from lightning_vlmq.collection import online_seed
+from lightning_vlmq.datamodules.offline_to_online import OfflineToOnline
+from lightning_vlmq.envs.agent import AgentEnv
+from lightning_vlmq.evaluation import score_episodes
+from lightning_vlmq.policy import Policy, RandomPolicy, VLMPolicy
+from lightning_vlmq.rollout import Rollout
+from lightning_vlmq.shards import from_text, to_text
+from lightning_vlmq.turns import Episode
+
+__all__ = ["OnlineCollector"]
+
+
+class OnlineCollector(L.Callback):
+    """Plays with the current policy at the start of each epoch and appends what it plays to the experience.
+
+    Needs :class:`~lightning_vlmq.datamodules.OfflineToOnline`. Each rank plays environments of its own, which go on
+    where the epoch before left them; ranks wait for each other in no place of it. With probability ``epsilon`` a reply
+    is explored, else it is the policy's own (eps-greedy in text). A run that goes on from a checkpoint has exactly the
+    turns that the checkpoint knew; episodes that were open then are marked truncated.
+
+    Args:
+        environments: Environments a rank (paper: 6).
+        steps: Replies in each environment and epoch (paper: 96 in Gym Cards, 150 in BabyAI).
+        start_epoch: First epoch to collect in (paper: 50 in Gym Cards).
+        temperature: Of the policy's replies (paper: .4).
+        epsilon: Probability of an explored reply; a :class:`~lightning_vlmq.callbacks.Schedule` may move it.
+        explore: Explored replies are ``"random"`` valid actions or the VLM's own after ``"minimum"``, the tag.
+        time_limit: Seconds after which an epoch's collection ends, whatever it has; 0 for no limit.
+        environment: What to play; the DataModule's environment if ``None``.
+
+    Raises:
+        ValueError: A number is out of range, or the DataModule keeps no experience.
+    """
+
+    collects = True
+    """By this a schedule knows whose epsilon and temperature it sets."""
+
+    def __init__(
+        self,
+        environments: int = 6,
+        steps: int = 96,
+        start_epoch: int = 0,
+        temperature: float = 0.4,
+        epsilon: float = 0.05,
+        explore: Literal["random", "minimum"] = "random",
+        time_limit: float = 0.0,
+        environment: AgentEnv | None = None,
+    ) -> None:
+        if environments < 1 or steps < 1:
+            raise ValueError(f"OnlineCollector: environments {environments} and steps {steps} must be at least 1")
+        if not 0 <= epsilon <= 1:
+            raise ValueError(f"OnlineCollector.epsilon must be a probability, not {epsilon}")
+        self.environments = environments
+        self.steps = steps
+        self.start_epoch = start_epoch
+        self.temperature = temperature
+        self.epsilon = epsilon
+        self.explore = explore
+        self.time_limit = time_limit
+        self.environment = environment
+        self._rollout: Rollout | None = None
+        self._next_seed = 0
+        self._data: OfflineToOnline
+        self._resumed: dict[str, Any] | None = None
+
+    # -- Lightning's hooks ----------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Checks that there is something to play and a place for what is played."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, OfflineToOnline):
+            raise ValueError("OnlineCollector needs the DataModule lightning_vlmq.OfflineToOnline for its turns")
+        if self.environment is None and data.environment is None:
+            raise ValueError("OnlineCollector has nothing to play: give data.environment, or its own environment")
+        self._data = data
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Goes back to the turns of the checkpoint; a run from its beginning sets aside what an earlier one played."""
+        states = (self._resumed or {}).get("ranks", [])
+        if self._resumed and len(states) != trainer.world_size:
+            rank_zero_warn(f"the checkpoint is of {len(states)} ranks, this run has {trainer.world_size}")
+        mine = states[trainer.global_rank] if trainer.global_rank < len(states) else {"store": {"shards": []}}
+        rows = self._data.experience.restore(mine["store"])
+        if rows:
+            rank_zero_info(f"{rows} rows played since then are set aside in {self._data.experience.folder}/set_aside")
+        self._next_seed = mine.get("next_seed", 0)
+        for turns in mine.get("open", []):
+            self._data.experience.append(Episode(tuple(from_text(turns))))
+        self._resumed = None
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Plays."""
+        if trainer.current_epoch < self.start_epoch:
+            return
+        apply_schedules(trainer, pl_module)
+        if self._rollout is None:
+            environment = self.environment or self._data.environment
+            assert environment is not None  # checked in setup
+            self._rollout = Rollout(environment, self._starts(trainer), self.environments, self._seed(trainer))
+        with trainer.precision_plugin.forward_context():
+            begin = time.monotonic()
+            played, ended = self._play(trainer)
+        self._log(trainer, pl_module, played, time.monotonic() - begin, ended)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stores open episodes as truncated ones."""
+        self._finish()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Stores open episodes as truncated ones, also on Ctrl-C."""
+        self._finish()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What each rank has: its turns, by shard, its open episodes and its next seed."""
+        if not hasattr(self, "_data"):
+            return {}
+        experience = self._data.experience
+        experience.flush()
+        going = [to_text(episode.turns) for episode in (self._rollout.open_episodes() if self._rollout else [])]
+        mine = {"store": experience.state(), "open": going, "next_seed": self._next_seed}
+        ranks = [mine]
+        if torch.distributed.is_initialized():
+            ranks = [{}] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(ranks, mine)
+        return {"ranks": ranks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the state until the stores are open."""
+        self._resumed = state_dict
+
+    # -- parts ----------------------------------------------------------------------------------------------
+
+    def _play(self, trainer: L.Trainer) -> tuple[int, list[Episode]]:
+        """An epoch's turns; returns their number and the episodes that ended."""
+        assert self._rollout is not None
+        store, begin = self._data.experience, time.monotonic()
+        policies, shares = self._policies(trainer)
+        # an episode counts when it has ended: there may be none of the first epoch, and nothing else to train on
+        needed = max(self._data.min_turns, int(not len(self._data.training_rows)))
+        if len(store.samples) < self._data.min_turns:
+            rank_zero_info(f"collecting until there are {self._data.min_turns} own turns")
+        ended: list[Episode] = []
+        played = 0
+        for step in itertools.count(1):
+            played += self._rollout.running
+            for episode in self._rollout.turn(policies, shares):
+                store.append(episode)
+                ended.append(episode)
+            if step >= self.steps and len(store.samples) >= needed:
+                break
+            if self.time_limit and time.monotonic() - begin > self.time_limit and len(store.samples) >= min(1, needed):
+                rank_zero_warn(f"OnlineCollector: {played} of {self.steps * self.environments} turns in time_limit")
+                break
+        store.evict()
+        return played, ended
+
+    def _log(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, played: int, seconds: float, ended: list[Episode]
+    ) -> None:
+        """Logs ``collect/...`` over all ranks: some may have no episode, so sums are what they share."""
+        names = ("goal_reached", "return_above_0", "mean_return", "mean_shaped_return")
+        sums = [played, len(self._data.experience.samples), len(ended), 0.0, 0.0, *(0.0 for _ in names)]
+        if ended:
+            scores = score_episodes(ended)
+            sums[3:5] = [scores["turns"], scores["syntax_accuracy"] * scores["turns"]]
+            sums[5:] = [scores[name] * len(ended) for name in names]  # type: ignore[literal-required]
+        total: torch.Tensor = trainer.strategy.reduce(torch.tensor(sums, device=pl_module.device), reduce_op="sum")
+        turns, stored, episodes, replies, valid, *scored = total.tolist()
+        logs = {"turns": turns, "stored": stored, "episodes": episodes, "seconds": seconds}
+        logs |= {"epsilon": self.epsilon, "temperature": self.temperature}
+        if episodes:
+            logs |= {"syntax_accuracy": valid / replies}
+            logs |= {name: value / episodes for name, value in zip(names, scored, strict=True)}
+        pl_module.log_dict({f"collect/{name}": float(value) for name, value in logs.items()}, on_epoch=True)
+
+    def _policies(self, trainer: L.Trainer) -> tuple[list[Policy], list[float]]:
+        seed = self._seed(trainer) + 1 + trainer.current_epoch
+        own = VLMPolicy(self._data.encoder, temperature=self.temperature, seed=seed)
+        explored: Policy = RandomPolicy()
+        if self.explore == "minimum":
+            explored = VLMPolicy(
+                self._data.encoder, temperature=self.temperature, seed=seed, action_prompt="minimum", name="minimum"
+            )
+        return [own, explored], [1 - self.epsilon, self.epsilon]
+
+    def _starts(self, trainer: L.Trainer) -> Iterator[tuple[int, Mapping[str, object]]]:
+        while True:
+            number = self._next_seed * trainer.world_size + trainer.global_rank
+            self._next_seed += 1
+            yield online_seed(self._data.run_seed, number), {}
+
+    def _seed(self, trainer: L.Trainer) -> int:
+        """Of draws, apart for each rank; an epoch adds its number."""
+        return online_seed(self._data.run_seed, 0) + 1_000_003 * trainer.global_rank
+
+    def _finish(self) -> None:
+        if self._rollout is None:
+            return
+        for episode in self._rollout.open_episodes():
+            self._data.experience.append(episode)
+        self._data.experience.flush()
+        self._rollout.close()
+        self._rollout = None

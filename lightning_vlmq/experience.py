@@ -1,0 +1,79 @@
+"""An agent's own turns: a store that forgets the oldest and can go back to where a checkpoint stood."""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_vlmq import shards as disk
+from lightning_vlmq.files import lock
+from lightning_vlmq.shards import Shard
+from lightning_vlmq.store import TurnStore
+
+__all__ = ["ExperienceStore"]
+
+SET_ASIDE = "set_aside"
+"""Folder in the store's for shards written behind the checkpoint that a run was resumed from."""
+
+
+class ExperienceStore(TurnStore):
+    """A :class:`~lightning_vlmq.store.TurnStore` of one writer that holds a bounded number of turns.
+
+    Whole shards are forgotten, so an episode is whole or gone, and the newest shard always stays.
+
+    Args:
+        folder: Folder of the shards, for this store alone.
+        capacity: Turns to hold at most [rows]; 0 for no limit. A shard holds a sixteenth of it or 512.
+        writer: Letters and digits that end the names of the shards, e.g. the rank.
+
+    Raises:
+        ValueError: ``capacity`` is negative, or as for a ``TurnStore``.
+    """
+
+    def __init__(self, folder: str | Path, *, capacity: int = 0, writer: str = "0") -> None:
+        if capacity < 0:
+            raise ValueError(f"capacity must be a number of turns or 0 for no limit, not {capacity}")
+        self.capacity = capacity
+        super().__init__(folder, shard_rows=min(512, max(1, capacity // 16)) if capacity else 512, writer=writer)
+
+    def evict(self) -> int:
+        """Writes what is buffered and deletes the oldest shards beyond the capacity; returns the rows deleted."""
+        self.flush()
+        gone: list[Shard] = []
+        rows = len(self)
+        for shard in self._shards[:-1] if self.capacity else []:
+            if rows <= self.capacity:
+                break
+            gone.append(shard)
+            rows -= shard.rows
+        self._remove(gone, Path.unlink)
+        return sum(shard.rows for shard in gone)
+
+    def restore(self, state: Mapping[str, Any]) -> int:
+        """Goes back to a :meth:`~lightning_vlmq.store.TurnStore.state`; returns the rows set aside.
+
+        What was written since is moved to the folder ``set_aside``, what was evicted since stays away.
+        """
+        named = {(name, crc) for name, _, crc in state["shards"]}
+        later = [shard for shard in self._shards if (shard.name, shard.crc) not in named]
+
+        def set_aside(path: Path) -> None:
+            folder = self.folder / SET_ASIDE
+            folder.mkdir(exist_ok=True)
+            os.replace(path, folder / f"{path.stem}-{time.time_ns()}{path.suffix}")  # names may come again
+
+        self._remove(later, set_aside)
+        return sum(shard.rows for shard in later)
+
+    def _remove(self, gone: Sequence[Shard], dispose: Callable[[Path], None]) -> None:
+        if not gone:
+            return
+        names = {shard.name for shard in gone}
+        with lock(self.folder):
+            # first from the manifest: a file that it does not list is no damage, one that is missing would be
+            listed = {k: v for k, v in disk.read_manifest(self.folder).items() if k not in names}
+            disk.write_manifest(self.folder, listed, [s for s in self._shards if s.name not in names])
+            for shard in gone:
+                dispose(self.folder / shard.name)
+        self._drop(names)

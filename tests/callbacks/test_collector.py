@@ -1,0 +1,167 @@
+"""The agent collects while it learns: what is stored, when, and what a resumed run finds."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_vlmq import (
+    VLM,
+    VLMQ,
+    AgentEnv,
+    Demonstrations,
+    OfflineToOnline,
+    OnlineCollector,
+    Schedule,
+    TargetCriticEMA,
+    TurnStore,
+)
+from lightning_vlmq.batches import TokenBatch
+from lightning_vlmq.envs import NumberLine
+
+LR = {"lr": 1e-3, "critic_lr": 1e-3, "warmup_steps": 2, "critic_warmup_steps": 2}
+
+
+def _data(folder: Path, **options: Any) -> OfflineToOnline:
+    settings: dict[str, Any] = {
+        "folder": str(folder / "data"),
+        "environment": AgentEnv(NumberLine()),
+        "turns": 0,
+        "batch_size": 4,
+        "batches_per_epoch": 3,
+        "validation_batches": 1,
+        "max_reply_tokens": 6,
+        "seed": 3,
+    }
+    return OfflineToOnline(**settings | options)
+
+
+def _trainer(folder: Path, epochs: int, callbacks: list[L.Callback], **options: Any) -> L.Trainer:
+    settings: dict[str, Any] = {
+        "default_root_dir": folder,
+        "max_epochs": epochs,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    return L.Trainer(callbacks=[TargetCriticEMA(), *callbacks], **settings | options)
+
+
+class _Note(L.Callback):
+    """Notes after every batch how many own turns there are, and what the collector logged."""
+
+    def __init__(self) -> None:
+        self.stored: list[int] = []
+        self.epsilon: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: TokenBatch, number: int) -> None:
+        self.stored.append(len(trainer.datamodule.experience.samples))  # type: ignore[attr-defined]
+        self.epsilon.append(next(c.epsilon for c in trainer.callbacks if isinstance(c, OnlineCollector)))  # type: ignore[attr-defined]
+
+
+def _episodes(folder: Path) -> list[Any]:
+    return list(TurnStore(folder / "experience" / "rank-0").episodes())
+
+
+def test_training_begins_with_nothing_and_sees_each_epoch_s_turns(vlm: VLM, tmp_path: Path) -> None:
+    note = _Note()
+    collector = OnlineCollector(environments=4, steps=12, epsilon=1.0)
+    trainer = _trainer(tmp_path, 3, [collector, note])
+    trainer.fit(VLMQ(vlm, **LR), _data(tmp_path))
+    assert len(set(note.stored[:3])) == 1 <= note.stored[0] < note.stored[3] < note.stored[6]
+    episodes = _episodes(tmp_path)
+    turns = sum(len(episode) for episode in episodes)
+    # nothing that was played is lost: what is open at the end is stored as truncated
+    assert turns == 3 * 4 * 12
+    assert {turn.policy for episode in episodes for turn in episode.turns[:-1]} == {"random"}
+    assert len({episode.turns[0].seed for episode in episodes}) == len(episodes)
+    cut = [episode for episode in episodes if episode.turns[-2].truncated]
+    assert len(cut) <= 4
+    assert all(episode.turns[-2].terminated for episode in episodes if episode not in cut)
+    assert trainer.callback_metrics["collect/syntax_accuracy"] == 1.0
+    assert trainer.callback_metrics["collect/turns"] == 48.0
+
+
+def test_demonstrations_first_then_own_turns(vlm: VLM, tmp_path: Path) -> None:
+    data = _data(tmp_path, turns=40, mixture={"random": 1.0}, parallel=8, own_share=0.75)
+    _trainer(tmp_path, 2, [OnlineCollector(environments=4, steps=4, start_epoch=1, epsilon=0.5), _Note()]).fit(
+        VLMQ(vlm, **LR), data
+    )
+    drawn: list[str] = []
+    for number in range(200):
+        chosen = data._chosen(data.training_rows, 0, number, np.random.default_rng(number))
+        drawn += [store.folder.name for store, _ in chosen]
+    share = drawn.count("rank-0") / len(drawn)
+    assert abs(share - 0.75) < 0.07  # 800 draws: deviation .015
+
+
+def test_a_minimum_is_collected_first_and_a_capacity_kept(vlm: VLM, tmp_path: Path) -> None:
+    note = _Note()
+    data = _data(tmp_path, min_turns=100, capacity=160)
+    _trainer(tmp_path, 4, [OnlineCollector(environments=8, steps=5, epsilon=1.0), note]).fit(VLMQ(vlm, **LR), data)
+    assert note.stored[0] >= 100
+    assert all(number <= 160 for number in note.stored)
+    store = TurnStore(tmp_path / "experience" / "rank-0")
+    assert len(store) <= 160 + 8 * 11  # and the open episodes at the end
+    assert all(episode.turns[0].index == 0 for episode in store.episodes())
+
+
+def test_schedules_reach_the_collector(vlm: VLM, tmp_path: Path) -> None:
+    note = _Note()
+    schedule = Schedule("epsilon", at=[1, 3], values=[1.0, 0.5], unit="epoch", shape="linear")
+    collector = OnlineCollector(environments=2, steps=3, epsilon=0.9)
+    _trainer(tmp_path, 4, [collector, note, schedule]).fit(VLMQ(vlm, **LR), _data(tmp_path))
+    assert note.epsilon[::3] == [1.0, 1.0, 0.75, 0.5]
+    with pytest.raises(ValueError, match="Schedule of epsilon needs the callback OnlineCollector"):
+        _trainer(tmp_path, 1, [schedule]).fit(VLMQ(vlm, **LR), _data(tmp_path))
+
+
+def test_a_resumed_run_has_the_turns_of_its_checkpoint(tiny_folder: Path, tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path / "kept", filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+
+    def fit(epochs: int, *callbacks: L.Callback, **options: Any) -> dict[int, Any]:
+        """Episodes in the store behind a fit, by seed."""
+        module = VLMQ(VLM(str(tiny_folder), lora_rank=2), **LR)
+        collector = OnlineCollector(environments=4, steps=11, epsilon=1.0)
+        trainer = _trainer(tmp_path, epochs, [collector, *callbacks], enable_checkpointing=bool(callbacks))
+        trainer.fit(module, _data(tmp_path), **options)
+        return {episode.turns[0].seed: episode for episode in _episodes(tmp_path)}
+
+    played = fit(3, keep)
+    assert sum(len(episode) for episode in played.values()) == 3 * 4 * 11
+    resumed = fit(2, ckpt_path=str(tmp_path / "kept" / "epoch=0.ckpt"))
+    assert sum(len(episode) for episode in resumed.values()) == 2 * 4 * 11  # of two epochs, not of three
+    assert list((tmp_path / "experience" / "rank-0" / "set_aside").glob("*.parquet"))
+    # the first epoch's turns are the same ones; what was open behind it is cut there
+    same = [seed for seed in played if played[seed] == resumed.get(seed)]
+    assert same
+    cut = 0
+    for seed in set(resumed) & set(played) - set(same):
+        before, after = played[seed].turns, resumed[seed].turns[:-1]
+        assert [turn.reply for turn in before[: len(after)]] == [turn.reply for turn in after]
+        assert after[-1].truncated
+        assert len(after) < len(before)
+        cut += 1
+    assert 1 <= cut <= 8  # open at the checkpoint, or at the end of the resumed run, which goes on with the same seeds
+    afresh = fit(1)  # not resumed: the earlier run's turns are not this one's
+    assert sum(len(episode) for episode in afresh.values()) == 4 * 11
+
+
+def test_what_a_collector_lacks_is_said_at_the_start(vlm: VLM, tmp_path: Path) -> None:
+    offline = Demonstrations(str(tmp_path / "d"), AgentEnv(NumberLine()), turns=8, mixture={"random": 1.0}, parallel=2)
+    with pytest.raises(ValueError, match=r"needs the DataModule lightning_vlmq.OfflineToOnline"):
+        _trainer(tmp_path, 1, [OnlineCollector()]).fit(VLMQ(vlm, **LR), offline)
+    with pytest.raises(ValueError, match="nothing to play"):
+        _trainer(tmp_path, 1, [OnlineCollector()]).fit(VLMQ(vlm, **LR), _data(tmp_path, environment=None))
+    with pytest.raises(ValueError, match="add an OnlineCollector"):
+        _trainer(tmp_path, 1, []).fit(VLMQ(vlm, **LR), _data(tmp_path))
+    with pytest.raises(ValueError, match="epsilon must be a probability"):
+        OnlineCollector(epsilon=2.0)
+    with pytest.raises(ValueError, match="own_share must be a share"):
+        OfflineToOnline(own_share=1.5)

@@ -1,0 +1,50 @@
+"""Two processes on gloo: each plays its own episodes into its own store, and a resumed run finds both."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from lightning_vlmq import TurnStore
+
+SCRIPT = """
+import sys
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning_vlmq import VLM, VLMQ, AgentEnv, OfflineToOnline, OnlineCollector, TargetCriticEMA
+from lightning_vlmq.envs import NumberLine
+
+if __name__ == "__main__":
+    vlm, folder, epochs, checkpoint = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+    L.seed_everything(3)
+    module = VLMQ(VLM(vlm, lora_rank=2), warmup_steps=2, critic_warmup_steps=2)
+    data = OfflineToOnline(
+        folder=folder + "/data", environment=AgentEnv(NumberLine()), turns=0, batch_size=4, batches_per_epoch=3,
+        validation_batches=1, max_reply_tokens=6,
+    )
+    keep = ModelCheckpoint(folder + "/kept", filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    L.Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", max_epochs=epochs, default_root_dir=folder, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        callbacks=[TargetCriticEMA(), OnlineCollector(environments=3, steps=11, epsilon=1.0), keep],
+    ).fit(module, data, ckpt_path=checkpoint or None)
+"""
+
+
+def test_ranks_play_apart_and_resume_together(tiny_folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "fit.py"
+    script.write_text(SCRIPT)
+
+    def fit(epochs: int, checkpoint: str = "") -> list[dict[int, int]]:
+        """Length of each episode, by seed, of both ranks."""
+        command = [sys.executable, str(script), str(tiny_folder), str(tmp_path), str(epochs), checkpoint]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        stores = [TurnStore(tmp_path / "experience" / f"rank-{rank}") for rank in range(2)]
+        return [{episode.turns[0].seed: len(episode) for episode in store.episodes()} for store in stores]
+
+    first, second = fit(2)
+    assert sum(first.values()) == sum(second.values()) == 2 * 3 * 11
+    assert not set(first) & set(second)
+    resumed = fit(2, str(tmp_path / "kept" / "epoch=0.ckpt"))
+    assert [sum(ranks.values()) for ranks in resumed] == [66, 66]
+    assert list((tmp_path / "experience" / "rank-1" / "set_aside").glob("*.parquet"))

@@ -1,0 +1,78 @@
+"""The store of an agent's own turns: bounded, and able to go back."""
+
+from pathlib import Path
+
+import pytest
+from store_rows import episode
+
+from lightning_vlmq.experience import ExperienceStore
+from lightning_vlmq.store import TurnStore
+
+
+def _names(store: TurnStore) -> list[str]:
+    return [each.turns[0].episode for each in store.episodes()]
+
+
+def test_the_oldest_episodes_go_first_and_whole(tmp_path: Path) -> None:
+    store = ExperienceStore(tmp_path, capacity=40)  # shards of 2 rows, so of one episode of 4
+    for number in range(15):
+        store.append(episode(f"e{number}"))
+    assert store.evict() == 20
+    assert _names(store) == [f"e{number}" for number in range(5, 15)]
+    assert store[0].episode == "e5"
+    assert [store[int(row)].index for row in store.samples[:4]] == [0, 1, 2, 0]
+    assert store.columns(["episode"])["episode"][0] == "e5"
+    assert store.evict() == 0
+    store.append(episode("e0"))  # forgotten, so new
+    again = TurnStore(tmp_path)  # opens without a word of damage
+    assert _names(again)[0] == "e5"
+    assert sorted(path.name for path in tmp_path.glob("*.parquet"))[0] == "000005-0.parquet"
+
+
+def test_the_newest_shard_stays(tmp_path: Path) -> None:
+    store = ExperienceStore(tmp_path, capacity=3)
+    store.append(episode("long", replies=9))
+    assert store.evict() == 0
+    assert len(store) == 10
+    with pytest.raises(ValueError, match="capacity must be a number of turns or 0"):
+        ExperienceStore(tmp_path / "other", capacity=-1)
+
+
+def test_a_store_goes_back_to_a_checkpoint(tmp_path: Path) -> None:
+    store = ExperienceStore(tmp_path, capacity=40)
+    for number in range(4):
+        store.append(episode(f"e{number}"))
+    state = store.state()
+    for number in range(4, 14):
+        store.append(episode(f"e{number}"))
+    store.evict()  # e0 to e3, which the checkpoint knew
+    store.append(episode("e14"))
+    again = ExperienceStore(tmp_path, capacity=40)  # what a new process finds
+    assert again.restore(state) == 44
+    assert _names(again) == []
+    for number in range(4, 6):
+        again.append(episode(f"e{number}"))
+    assert _names(again) == ["e4", "e5"]
+    assert [again[int(row)].observation.text for row in again.samples] == [
+        f"e{number} {index}" for number in (4, 5) for index in range(3)
+    ]
+    assert again.restore(state) == 8  # the same names as before, set aside beside them
+    assert len(list((tmp_path / "set_aside").iterdir())) == 13
+    assert len(TurnStore(tmp_path)) == 0
+
+
+def test_what_the_checkpoint_names_stays(tmp_path: Path) -> None:
+    store = ExperienceStore(tmp_path)
+    for number in range(3):
+        store.append(episode(f"e{number}"))
+        store.flush()
+    state = store.state()
+    store.append(episode("e3"))
+    store.flush()
+    assert store.restore(state) == 4
+    assert _names(store) == ["e0", "e1", "e2"]
+    assert store.restore(state) == 0
+    store.append(episode("e3"))
+    assert _names(TurnStore(tmp_path)) == ["e0", "e1", "e2"]
+    store.flush()
+    assert _names(TurnStore(tmp_path)) == ["e0", "e1", "e2", "e3"]

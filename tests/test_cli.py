@@ -10,8 +10,10 @@ import torch
 import yaml
 from transformers import AutoModelForImageTextToText, LlamaConfig
 
+from lightning_vlmq import TurnStore
 from lightning_vlmq.cli import _precision, main
 from lightning_vlmq.envs.exact_blackjack import optimal_blackjack_policy, score_blackjack
+from scripts.kills import kill_often
 
 ALWAYS_STAND = score_blackjack(dict.fromkeys(optimal_blackjack_policy(), 0.0)).win
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -184,6 +186,24 @@ def test_blackjack_is_fitted_and_scored_exactly(tiny_folder: Path, tmp_path: Pat
     # the tiny VLM says nothing valid, which counts as standing
     assert board["valid"] == 0
     assert board["win"] == pytest.approx(ALWAYS_STAND, abs=1e-3)
+
+
+def test_offline_to_online_survives_kills(tiny_folder: Path, tmp_path: Path) -> None:
+    path = shrunk("numberline_online.yaml", tiny_folder, tmp_path)
+    config = yaml.safe_load(path.read_text())
+    (collector,) = (c for c in config["trainer"]["callbacks"] if c["class_path"].endswith("OnlineCollector"))
+    collector["init_args"] |= {"environments": 4, "steps": 11, "start_epoch": 1}
+    path.write_text(yaml.safe_dump(config))
+    arguments = [f"--config={path}", *SMALL[1:], "--trainer.max_epochs=6"]
+    found = kill_often(arguments, tmp_path / "run", kills=3, longest=25)
+    assert (found["failed"], found["damaged"], found["ended"]) == (0, 0, True), (tmp_path / "run/kills.log").read_text()
+    assert found["steps"] == sorted(found["steps"])
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["steps"] == 12
+    # whatever was killed: each of the five online epochs has left its turns, once
+    assert results["own play"]["turns"] == 5 * 4 * 11
+    episodes = TurnStore(tmp_path / "run" / "experience" / "rank-0").episodes()
+    assert all(len({turn.seed for turn in episode.turns}) == 1 for episode in episodes)
 
 
 def one_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -31,6 +31,7 @@ class EpisodeEvaluation(L.Callback):
     Args:
         episodes: Episodes to play.
         temperature: Of the replies; 0 is greedy.
+        scoreboards: Exact scores of the greedy policy, logged as ``exact/...``.
         environment: Where to play; the DataModule's environment if ``None``.
         seed: First seed of the episodes.
     """
@@ -39,10 +40,12 @@ class EpisodeEvaluation(L.Callback):
         self,
         episodes: int = 64,
         temperature: float = 0.0,
+        scoreboards: list[Scoreboard] | None = None,
         environment: AgentEnv | None = None,
         seed: int = 0,
     ) -> None:
         self.episodes = episodes
+        self.scoreboards = scoreboards or []
         self.temperature = temperature
         self.environment = environment
         self.seed = seed
@@ -66,6 +69,10 @@ class EpisodeEvaluation(L.Callback):
         for name, value in scores.items():
             if name not in ("episodes", "turns"):
                 pl_module.log(f"eval/{name}", float(value), sync_dist=True)  # type: ignore[arg-type]
+        for board in self.scoreboards:
+            encoder: TurnEncoder = trainer.datamodule.encoder  # type: ignore[attr-defined]
+            for name, value in board(encoder, _environment(trainer, self.environment)).items():
+                pl_module.log(f"exact/{name}", float(value), sync_dist=True)
 
 
 class Report(L.Callback):

@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.envs.agent import AgentEnv
+from lightning_vlmq.losses import token_log_probs
 from lightning_vlmq.prompts import ActionPrompt, forced_prefix
-from lightning_vlmq.turns import Observation
+from lightning_vlmq.turns import Observation, Turn
+from lightning_vlmq.vlm import Sampled
 
-__all__ = ["ExpertPolicy", "Policy", "RandomPolicy", "Reply", "VLMPolicy"]
+__all__ = ["ExpertPolicy", "Policy", "RandomPolicy", "Reply", "VLMPolicy", "log_prob_differences"]
 
 
 class Reply(NamedTuple):
@@ -20,6 +23,7 @@ class Reply(NamedTuple):
         text: The complete reply without stop token.
         ids: The sampled token ids, forced ones and stop token included; empty if no tokenizer was involved.
         tokenizer: Fingerprint of the tokenizer of ``ids``.
+        log_probs: Log-probability of each sampled token, see :class:`~lightning_vlmq.turns.Turn`.
         cut: True if the reply hit its maximum length before a stop token.
         forced: Number of leading characters that an action prompt wrote.
     """
@@ -27,8 +31,29 @@ class Reply(NamedTuple):
     text: str
     ids: tuple[int, ...] = ()
     tokenizer: str = ""
+    log_probs: tuple[float, ...] = ()
     cut: bool = False
     forced: int = 0
+
+
+@torch.no_grad()
+def log_prob_differences(encoder: TurnEncoder, pairs: Sequence[tuple[Turn, Turn]]) -> Tensor:
+    """How far training's log-probabilities of sampled tokens are from those of the rollout ``[tokens]``, absolute.
+
+    With the same weights they agree but for rounding; else the two do not see the same prompt, picture or tokens.
+
+    Args:
+        encoder: Renders and encodes as in training; holds the VLM.
+        pairs: Turns with ``log_probs`` and the rows after them.
+    """
+    vlm = encoder.vlm
+    batch = encoder.batch(*zip(*pairs, strict=True))
+    with vlm.inference():
+        hidden = vlm.hidden({k: v.to(vlm.device) for k, v in batch.inputs.items()}).cpu()
+        hidden = hidden.gather(1, batch.positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+        found = token_log_probs(vlm.logits(hidden.to(vlm.device)).cpu(), batch.reply_ids)
+    rows = zip(found, batch.mask, (turn.log_probs for turn, _ in pairs), strict=True)
+    return torch.cat([(row[mask][-len(noted) :] - torch.tensor(noted)).abs() for row, mask, noted in rows])
 
 
 class Policy(Protocol):
@@ -118,7 +143,7 @@ class VLMPolicy:
         seed = int(torch.randint(2**31, (1,), generator=self._seeds))
         limit = encoder.max_reply_tokens - len(forced)
 
-        def sample() -> list[list[int]]:
+        def sample() -> list[Sampled]:
             return vlm.generate(inputs, max_new_tokens=limit, temperature=self.temperature, generator_seed=seed)
 
         if self.base:
@@ -126,9 +151,9 @@ class VLMPolicy:
                 sampled = sample()
         else:
             sampled = sample()
-        return [self._as_reply(forced + ids, prefix) for ids in sampled]
+        return [self._as_reply(forced + ids, log_probs, prefix) for ids, log_probs in sampled]
 
-    def _as_reply(self, ids: list[int], prefix: str) -> Reply:
+    def _as_reply(self, ids: list[int], log_probs: list[float], prefix: str) -> Reply:
         vlm = self.encoder.vlm
         stopped = bool(ids) and ids[-1] in vlm.stop_ids
         text = vlm.tokenizer.decode(
@@ -138,6 +163,7 @@ class VLMPolicy:
             text=text,
             ids=tuple(ids),
             tokenizer=self.encoder.tokenizer_fingerprint,
+            log_probs=tuple(log_probs),
             cut=not stopped,
             forced=len(prefix),
         )

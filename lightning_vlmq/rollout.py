@@ -1,6 +1,7 @@
 """Environments + policies -> episodes."""
 
 import copy
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -54,11 +55,15 @@ class Rollout:
         starts: Seed and reset options of each episode; may never end.
         parallel: Episodes played at once.
         seed: Of the draw between policies.
+
+    Attributes:
+        waited: Seconds spent in environments so far.
     """
 
     def __init__(
         self, env: AgentEnv, starts: Iterable[tuple[int, Mapping[str, object]]], parallel: int, seed: int = 0
     ) -> None:
+        self.waited = 0.0
         self._rng = np.random.default_rng(seed)
         self._starts = iter(starts)
         self._running = [_Running(copy.deepcopy(env)) for _ in range(parallel)]
@@ -95,7 +100,7 @@ class Rollout:
                 slots = [self._running[i] for i in where]
                 said = policy.reply([slot.env for slot in slots], [slot.observation for slot in slots])
                 replies.update(zip(where, said, strict=True))
-        ended, going = [], []
+        ended, going, begin = [], [], time.monotonic()
         for i, slot in enumerate(self._running):
             if slot.step(replies[i], policies[chosen[i]].name):
                 ended.append(slot.episode())
@@ -103,6 +108,7 @@ class Rollout:
                     continue
             going.append(slot)
         self._running = going
+        self.waited += time.monotonic() - begin
         return ended
 
     def open_episodes(self) -> list[Episode]:
@@ -151,6 +157,7 @@ class _Running:
                 reply=reply.text,
                 reply_ids=reply.ids,
                 tokenizer=reply.tokenizer,
+                log_probs=reply.log_probs,
                 cut=reply.cut,
                 forced=reply.forced,
                 action=outcome.action,

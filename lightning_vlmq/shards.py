@@ -56,6 +56,7 @@ _TYPES: dict[Any, tuple[Any, dict[str, Any]]] = {
     float: (pa.float64(), {"dtype": "float64", "_type": "Value"}),
     bool: (pa.bool_(), {"dtype": "bool", "_type": "Value"}),
     tuple[int, ...]: (pa.list_(pa.int32()), {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "List"}),
+    tuple[float, ...]: (pa.list_(pa.float32()), {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"}),
     tuple[bytes, ...]: (
         pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
         {"feature": {"_type": "Image"}, "_type": "List"},
@@ -119,7 +120,7 @@ def _to_turn(columns: Sequence[Any], row: int) -> Turn:
     """Turn of one row from Arrow arrays in the order of ``SCHEMA``."""
     values = {name: column[row].as_py() for name, column in zip(SCHEMA.names, columns, strict=True)}
     values["images"] = tuple(image["bytes"] for image in values["images"])
-    values["reply_ids"] = tuple(values["reply_ids"])
+    values["reply_ids"], values["log_probs"] = tuple(values["reply_ids"]), tuple(values["log_probs"])
     observation = Observation(**{field.name: values[field.name] for field in _OBSERVATION_FIELDS})
     return Turn(observation=observation, **{field.name: values[field.name] for field in _TURN_FIELDS})
 

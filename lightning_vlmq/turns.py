@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 __all__ = ["SCHEMA_VERSION", "Episode", "Observation", "Turn"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the row layout; written into every shard and checked when one is read."""
 
 
@@ -58,6 +58,8 @@ class Turn:
         reply_ids: The token ids that were sampled, stop token included if one was sampled; empty where the
             reply did not come from a tokenizer.
         tokenizer: Fingerprint of the tokenizer that made ``reply_ids``; ids of another are encoded anew.
+        log_probs: Log-probability of each sampled token, before temperature and masks; the tokens that an action
+            prompt forced, which come first in ``reply_ids``, have none. Empty where nothing was sampled.
         cut: True if the reply hit the maximum length before a stop token.
         forced: Number of leading characters of ``reply`` that an action prompt wrote, not the policy.
         action: The action text that was read from the reply; empty if invalid.
@@ -81,6 +83,7 @@ class Turn:
     reply: str | None = None
     reply_ids: tuple[int, ...] = ()
     tokenizer: str = ""
+    log_probs: tuple[float, ...] = ()
     cut: bool = False
     forced: int = 0
     action: str = ""

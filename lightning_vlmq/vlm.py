@@ -11,17 +11,30 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LogitsProcessor,
+    LogitsProcessorList,
+    SuppressTokensLogitsProcessor,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from lightning_vlmq.loading import EMBEDDED, adapter_targets, fingerprint, locate, named_dtype
 
-__all__ = ["EMBEDDED", "VLM"]
+__all__ = ["EMBEDDED", "VLM", "Sampled"]
+
+
+class Sampled(NamedTuple):
+    """Tokens that a VLM sampled and the log-probability of each, before temperature and masks."""
+
+    ids: list[int]
+    log_probs: list[float]
 
 
 class VLM(nn.Module):
@@ -216,7 +229,7 @@ class VLM(nn.Module):
         max_new_tokens: int,
         temperature: float = 0.0,
         generator_seed: int | None = None,
-    ) -> list[list[int]]:
+    ) -> list[Sampled]:
         """Samples replies for left-padded prompts.
 
         Args:
@@ -226,8 +239,9 @@ class VLM(nn.Module):
             generator_seed: Seeds the draw; the global generators are left as they were.
 
         Returns:
-            Ids of each reply, the stop token included where one was sampled.
+            Tokens of each reply, the stop token included where one was sampled.
         """
+        noted, masked = _RawLogProbs(), SuppressTokensLogitsProcessor(self.forbidden_ids, str(self.device))
         sampling: dict[str, Any] = {"do_sample": temperature > 0}
         if temperature > 0:
             # generation defaults of some families hold top_k and top_p: the data must come from pi itself
@@ -242,11 +256,13 @@ class VLM(nn.Module):
                 max_new_tokens=max_new_tokens,
                 eos_token_id=list(self.stop_ids),
                 pad_token_id=self.tokenizer.pad_token_id,
-                suppress_tokens=list(self.forbidden_ids),
+                logits_processor=LogitsProcessorList([noted, masked]),  # what is noted is not masked yet
                 use_cache=True,
             )
-        replies = output[:, inputs["input_ids"].shape[1] :].tolist()
-        return [_until_stop(ids, self.stop_ids) for ids in replies]
+        replies = output[:, inputs["input_ids"].shape[1] :]
+        log_probs = noted.until(replies[:, -1]).tolist()
+        kept = [_until_stop(ids, self.stop_ids) for ids in replies.tolist()]
+        return [Sampled(ids, row[: len(ids)]) for ids, row in zip(kept, log_probs, strict=True)]
 
     def _model_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         features = inputs.get("image_features")
@@ -289,6 +305,30 @@ class VLM(nn.Module):
         else:
             self.network.save_pretrained(str(folder))
         self.processor.save_pretrained(folder)
+
+
+class _RawLogProbs(LogitsProcessor):
+    """Notes log-probabilities of sampled tokens as the model gives them, one step of ``[B, V]`` at a time."""
+
+    def __init__(self) -> None:
+        self._steps: list[Tensor] = []
+        self._last: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Notes the token before, and what this one is drawn from."""
+        if self._last is not None:
+            self._note(input_ids[:, -1])
+        self._last = scores.float().log_softmax(-1)
+        return scores
+
+    def until(self, last: Tensor) -> Tensor:
+        """Log-probabilities ``[B, T]``, given the last tokens ``[B]``."""
+        self._note(last)
+        return torch.stack(self._steps, dim=1)
+
+    def _note(self, tokens: Tensor) -> None:
+        assert self._last is not None
+        self._steps.append(self._last.gather(1, tokens.unsqueeze(1)).squeeze(1))
 
 
 def _until_stop(ids: list[int], stop_ids: tuple[int, ...]) -> list[int]:

@@ -46,9 +46,9 @@ def test_records_are_frozen_and_comparable(record: Observation | Turn | Episode)
         setattr(record, dataclasses.fields(record)[0].name, "other")
 
 
-def test_layout_of_schema_version_1() -> None:
+def test_layout_of_schema_version_2() -> None:
     """Stored data depends on this layout: a new field, name, order or type needs a new SCHEMA_VERSION."""
-    assert SCHEMA_VERSION == 1
+    assert SCHEMA_VERSION == 2
     layout = {field.name: field.type for field in dataclasses.fields(Turn)}
     assert layout == {
         "env": str,
@@ -58,6 +58,7 @@ def test_layout_of_schema_version_1() -> None:
         "reply": str | None,
         "reply_ids": tuple[int, ...],
         "tokenizer": str,
+        "log_probs": tuple[float, ...],
         "cut": bool,
         "forced": int,
         "action": str,

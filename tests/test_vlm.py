@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, BertConfig
 
 from lightning_vlmq.batches import TurnEncoder
+from lightning_vlmq.policy import VLMPolicy
 from lightning_vlmq.turns import Turn
-from lightning_vlmq.vlm import VLM, _until_stop
+from lightning_vlmq.vlm import VLM
 
 
 def test_only_the_language_model_gets_an_adapter(tiny_folder: Path) -> None:
@@ -114,34 +115,37 @@ def test_batched_generation_equals_one_by_one(vlm: VLM, encoder: TurnEncoder, pa
     assert len({len(encoder.prompt_ids(o)[0]) for o in observations}) > 1, "prompts of one length need no padding"
     together = vlm.generate(encoder.prompts(observations), max_new_tokens=8)
     alone = [vlm.generate(encoder.prompts([o]), max_new_tokens=8)[0] for o in observations]
-    assert together == alone
+    assert [each.ids for each in together] == [each.ids for each in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
 
 
-def test_log_probs_in_training_are_those_of_generation(vlm: VLM, encoder: TurnEncoder, pairs: list) -> None:
+def test_log_probs_in_training_are_those_of_generation(
+    vlm: VLM, encoder: TurnEncoder, pairs: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # random weights seldom stop
+    monkeypatch.setattr(VLM, "stop_ids", (*vlm.stop_ids, *range(1000, 1400)))
     turns = [turn for turn, _ in pairs[:6]]
-    inputs = encoder.prompts([turn.observation for turn in turns])
-    output = vlm.eval().hf.generate(
-        **vlm._model_inputs(inputs),
-        do_sample=False,
-        max_new_tokens=6,
-        eos_token_id=list(vlm.stop_ids),
-        pad_token_id=vlm.tokenizer.pad_token_id,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    generated = torch.stack(output.logits, dim=1).log_softmax(-1)  # left-padded prompts, one token at a time
-    replies = [_until_stop(ids, vlm.stop_ids) for ids in output.sequences[:, inputs["input_ids"].shape[1] :].tolist()]
-    said = [
-        dataclasses.replace(turn, reply_ids=tuple(ids), tokenizer=vlm.tokenizer_fingerprint)
-        for turn, ids in zip(turns, replies, strict=True)
+    # left-padded prompts, one token at a time, tempered and masked draws
+    said = VLMPolicy(encoder, temperature=2.0, seed=1).reply([], [turn.observation for turn in turns])
+    replied = [
+        dataclasses.replace(t, reply=r.text, reply_ids=r.ids, tokenizer=r.tokenizer, cut=r.cut)
+        for t, r in zip(turns, said, strict=True)
     ]
-    batch = encoder.batch(said, [after for _, after in pairs[:6]])
+    batch = encoder.batch(replied, [after for _, after in pairs[:6]])
     index = batch.positions.unsqueeze(-1).expand(-1, -1, vlm.hidden_size)
     trained = vlm.logits(vlm.hidden(batch.inputs).gather(1, index)).log_softmax(-1)  # right-padded, all at once
-    for row, ids in enumerate(replies):
-        tokens, steps = torch.tensor(ids), torch.arange(len(ids))
-        torch.testing.assert_close(trained[row, steps, tokens], generated[row, steps, tokens], atol=1e-4, rtol=0)
-    assert sum(len(ids) for ids in replies) > 6
+    for row, reply in enumerate(said):
+        tokens, steps = torch.tensor(reply.ids), torch.arange(len(reply.ids))
+        expected = torch.tensor(reply.log_probs)
+        torch.testing.assert_close(trained[row, steps, tokens], expected, atol=1e-4, rtol=0)
+    assert len({len(reply.ids) for reply in said}) > 1  # some ended before others
+
+
+def test_forced_tokens_have_no_log_probability(vlm: VLM, encoder: TurnEncoder, pairs: list) -> None:
+    (reply,) = VLMPolicy(encoder, action_prompt="minimum").reply([], [pairs[0][0].observation])
+    forced = len(encoder.encode_text("[action]"))
+    assert 0 < len(reply.log_probs) == len(reply.ids) - forced
 
 
 def test_generation_is_seeded_and_leaves_the_global_generator(vlm: VLM, encoder: TurnEncoder, pairs: list) -> None:
@@ -158,7 +162,7 @@ def test_replies_hold_no_placeholders(vlm: VLM, encoder: TurnEncoder, pairs: lis
     inputs = encoder.prompts([turn.observation for turn, _ in pairs[:16]])
     replies = vlm.generate(inputs, max_new_tokens=24, temperature=5.0, generator_seed=0)
     assert vlm.image_token_id in vlm.forbidden_ids
-    assert not {token for reply in replies for token in reply} & set(vlm.forbidden_ids)
+    assert not {token for reply in replies for token in reply.ids} & set(vlm.forbidden_ids)
 
 
 def test_a_towers_dropout_does_not_reach_its_features(vlm: VLM, pairs: list) -> None:

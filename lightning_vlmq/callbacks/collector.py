@@ -15,12 +15,15 @@ from lightning_vlmq.collection import online_seed
 from lightning_vlmq.datamodules.offline_to_online import OfflineToOnline
 from lightning_vlmq.envs.agent import AgentEnv
 from lightning_vlmq.evaluation import score_episodes
-from lightning_vlmq.policy import Policy, RandomPolicy, VLMPolicy
+from lightning_vlmq.policy import Policy, RandomPolicy, VLMPolicy, log_prob_differences
 from lightning_vlmq.rollout import Rollout
 from lightning_vlmq.shards import from_text, to_text
 from lightning_vlmq.turns import Episode
 
 __all__ = ["OnlineCollector"]
+
+TOLERANCE = 0.05
+"""Mean difference of log-probabilities, far above that of bf16, at which rollout and training do not fit."""
 
 
 class OnlineCollector(L.Callback):
@@ -111,9 +114,10 @@ class OnlineCollector(L.Callback):
             assert environment is not None  # checked in setup
             self._rollout = Rollout(environment, self._starts(trainer), self.environments, self._seed(trainer))
         with trainer.precision_plugin.forward_context():
-            begin = time.monotonic()
+            begin, waited = time.monotonic(), self._rollout.waited
             played, ended = self._play(trainer)
-        self._log(trainer, pl_module, played, time.monotonic() - begin, ended)
+            times = {"seconds": time.monotonic() - begin, "environment_seconds": self._rollout.waited - waited}
+            self._log(trainer, pl_module, played, times, ended)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stores open episodes as truncated ones."""
@@ -168,23 +172,42 @@ class OnlineCollector(L.Callback):
         return played, ended
 
     def _log(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, played: int, seconds: float, ended: list[Episode]
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        played: int,
+        times: dict[str, float],
+        ended: list[Episode],
     ) -> None:
         """Logs ``collect/...`` over all ranks: some may have no episode, so sums are what they share."""
         names = ("goal_reached", "return_above_0", "mean_return", "mean_shaped_return")
-        sums = [played, len(self._data.experience.samples), len(ended), 0.0, 0.0, *(0.0 for _ in names)]
+        differences = self._differences(ended)
+        sums: list[float] = [played, len(self._data.experience.samples), len(ended), 0.0, 0.0, *(0.0 for _ in names)]
         if ended:
             scores = score_episodes(ended)
             sums[3:5] = [scores["turns"], scores["syntax_accuracy"] * scores["turns"]]
             sums[5:] = [scores[name] * len(ended) for name in names]  # type: ignore[literal-required]
+        sums += [float(differences.sum()), len(differences)]
         total: torch.Tensor = trainer.strategy.reduce(torch.tensor(sums, device=pl_module.device), reduce_op="sum")
-        turns, stored, episodes, replies, valid, *scored = total.tolist()
-        logs = {"turns": turns, "stored": stored, "episodes": episodes, "seconds": seconds}
+        turns, stored, episodes, replies, valid, *scored, difference, tokens = total.tolist()
+        logs = {"turns": turns, "stored": stored, "episodes": episodes, **times}
         logs |= {"epsilon": self.epsilon, "temperature": self.temperature}
         if episodes:
             logs |= {"syntax_accuracy": valid / replies}
             logs |= {name: value / episodes for name, value in zip(names, scored, strict=True)}
+        if tokens:
+            logs["log_prob_difference"] = difference / tokens
+            if difference / tokens > TOLERANCE:
+                rank_zero_warn(
+                    f"rollout and training differ by {difference / tokens:.2g} in the log-probability of a token: "
+                    f"they do not see the same prompt, picture or tokens; look at the prompt method and the processor"
+                )
         pl_module.log_dict({f"collect/{name}": float(value) for name, value in logs.items()}, on_epoch=True)
+
+    def _differences(self, ended: list[Episode]) -> torch.Tensor:
+        """Of log-probabilities, in the last turns of some episodes: these were played with the present weights."""
+        pairs = [(episode.turns[-2], episode.turns[-1]) for episode in ended if episode.turns[-2].log_probs]
+        return log_prob_differences(self._data.encoder, pairs[-16:]) if pairs else torch.zeros(0)
 
     def _policies(self, trainer: L.Trainer) -> tuple[list[Policy], list[float]]:
         seed = self._seed(trainer) + 1 + trainer.current_epoch

@@ -21,6 +21,7 @@ from lightning_vlmq import (
 )
 from lightning_vlmq.batches import TokenBatch
 from lightning_vlmq.envs import NumberLine
+from lightning_vlmq.policy import VLMPolicy
 
 LR = {"lr": 1e-3, "critic_lr": 1e-3, "warmup_steps": 2, "critic_warmup_steps": 2}
 
@@ -165,3 +166,21 @@ def test_what_a_collector_lacks_is_said_at_the_start(vlm: VLM, tmp_path: Path) -
         OnlineCollector(epsilon=2.0)
     with pytest.raises(ValueError, match="own_share must be a share"):
         OfflineToOnline(own_share=1.5)
+
+
+def test_rollout_and_training_are_compared(vlm: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def differences(seen: Path) -> float:
+        collector = OnlineCollector(environments=4, steps=6, epsilon=0.0)
+        trainer = _trainer(seen, 1, [collector])
+        trainer.fit(VLMQ(vlm, **LR), _data(seen))
+        return float(trainer.callback_metrics["collect/log_prob_difference"])
+
+    assert differences(tmp_path / "same") < 1e-4
+    reply = VLMPolicy._as_reply
+
+    def other_prompt(self: Any, ids: list[int], log_probs: list[float], prefix: str) -> Any:
+        return reply(self, ids, [value - 1 for value in log_probs], prefix)
+
+    monkeypatch.setattr(VLMPolicy, "_as_reply", other_prompt)
+    with pytest.warns(UserWarning, match="rollout and training differ by 1 in the log-probability"):
+        assert differences(tmp_path / "other") == pytest.approx(1.0, abs=1e-3)

@@ -38,6 +38,7 @@ def test_every_field_comes_back(tmp_path: Path) -> None:
         reply="",
         reply_ids=(5, 0, 2**31 - 1),
         tokenizer="t",
+        log_probs=(-0.5, -3.25),
         cut=True,
         forced=4,
         action="hit",
@@ -145,11 +146,11 @@ def test_rows_are_visible_before_they_are_written(tmp_path: Path) -> None:
     assert len(store) == 3
     assert store.samples.tolist() == [0, 1]
     assert store.columns(["index"])["index"].tolist() == [0, 1, 2]
-    assert store.state() == {"schema_version": 1, "shards": [], "buffered": 3}
+    assert store.state() == {"schema_version": 2, "shards": [], "buffered": 3}
     store.flush()
     store.flush()
     crc = zlib.crc32((tmp_path / "new" / "000000-0.parquet").read_bytes())
-    assert store.state() == {"schema_version": 1, "shards": [["000000-0.parquet", 3, crc]], "buffered": 0}
+    assert store.state() == {"schema_version": 2, "shards": [["000000-0.parquet", 3, crc]], "buffered": 0}
     assert store.samples.tolist() == [0, 1]
     assert [turn.index for turn in store] == [0, 1, 2]
 

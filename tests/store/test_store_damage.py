@@ -98,7 +98,7 @@ def test_damaged_manifest_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("version", "match"),
-    [(b"2", "has schema version 2, this lightning-vlmq reads 1"), (None, "has no schema version")],
+    [(b"1", "has schema version 1, this lightning-vlmq reads 2"), (None, "has no schema version")],
 )
 def test_other_version_is_refused_also_with_skip_damaged(tmp_path: Path, version: bytes | None, match: str) -> None:
     fill(tmp_path)
@@ -113,8 +113,8 @@ def test_other_version_is_refused_also_with_skip_damaged(tmp_path: Path, version
 
 
 def test_newer_manifest_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text('{"schema_version": 2, "shards": []}')
-    with pytest.raises(ValueError, match=r"manifest.json has schema version 2"):
+    (tmp_path / "manifest.json").write_text('{"schema_version": 3, "shards": []}')
+    with pytest.raises(ValueError, match=r"manifest.json has schema version 3"):
         TurnStore(tmp_path)
 
 

@@ -182,10 +182,17 @@ def _located(message: str, args: list[str]) -> str:
     found = [
         f"{file}, line {number}: "
         for file in files
-        for number, line in enumerate(Path(file).read_text().splitlines() if Path(file).is_file() else [], 1)
-        if re.search(rf"(?<![\w.]){key}\s*:", line.split(" #")[0])
+        for number, line in enumerate(_lines(file), 1)
+        if re.search(rf"(?<![\w.]){key}\s*:", re.split(r"(?:^|\s)#", line)[0])
     ]
     return (found[0] if len(found) == 1 else "") + message
+
+
+def _lines(file: str) -> list[str]:
+    try:
+        return Path(file).read_text().splitlines()
+    except OSError:  # a configuration given in place of a file's name
+        return []
 
 
 def main(args: ArgsType = None) -> None:

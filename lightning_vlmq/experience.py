@@ -2,6 +2,8 @@
 
 import os
 import time
+import warnings
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,40 +22,43 @@ SET_ASIDE = "set_aside"
 class ExperienceStore(TurnStore):
     """A :class:`~lightning_vlmq.store.TurnStore` of one writer that holds a bounded number of turns.
 
-    Whole shards are forgotten, so an episode is whole or gone, and the newest shard always stays.
+    Whole shards are forgotten, so an episode is whole or gone, and the newest shard always stays. Rows move up then.
 
     Args:
         folder: Folder of the shards, for this store alone.
-        capacity: Turns to hold at most [rows]; 0 for no limit. A shard holds a sixteenth of it or 512.
+        capacity: Turns with a reply to hold at most; 0 for no limit. A shard holds a sixteenth of it or 512 rows.
+        skip_damaged: As in ``TurnStore``.
         writer: Letters and digits that end the names of the shards, e.g. the rank.
 
     Raises:
         ValueError: ``capacity`` is negative, or as for a ``TurnStore``.
     """
 
-    def __init__(self, folder: str | Path, *, capacity: int = 0, writer: str = "0") -> None:
+    def __init__(self, folder: str | Path, *, capacity: int = 0, skip_damaged: bool = False, writer: str = "0") -> None:
         if capacity < 0:
             raise ValueError(f"capacity must be a number of turns or 0 for no limit, not {capacity}")
         self.capacity = capacity
-        super().__init__(folder, shard_rows=min(512, max(1, capacity // 16)) if capacity else 512, writer=writer)
+        shard_rows = min(512, max(1, capacity // 16)) if capacity else 512
+        super().__init__(folder, shard_rows=shard_rows, skip_damaged=skip_damaged, writer=writer)
 
     def evict(self) -> int:
         """Writes what is buffered and deletes the oldest shards beyond the capacity; returns the rows deleted."""
         self.flush()
         gone: list[Shard] = []
-        rows = len(self)
+        turns = len(self.samples)
         for shard in self._shards[:-1] if self.capacity else []:
-            if rows <= self.capacity:
+            if turns <= self.capacity:
                 break
             gone.append(shard)
-            rows -= shard.rows
+            turns -= len(self._shard_index(shard).samples)
         self._remove(gone, Path.unlink)
         return sum(shard.rows for shard in gone)
 
     def restore(self, state: Mapping[str, Any]) -> int:
         """Goes back to a :meth:`~lightning_vlmq.store.TurnStore.state`; returns the rows set aside.
 
-        What was written since is moved to the folder ``set_aside``, what was evicted since stays away.
+        What is not in it is moved to the folder ``set_aside``; what it names and was set aside comes back. A warning
+        counts what it names and is gone (evicted since).
         """
         named = {(name, crc) for name, _, crc in state["shards"]}
         later = [shard for shard in self._shards if (shard.name, shard.crc) not in named]
@@ -64,7 +69,28 @@ class ExperienceStore(TurnStore):
             os.replace(path, folder / f"{path.stem}-{time.time_ns()}{path.suffix}")  # names may come again
 
         self._remove(later, set_aside)
+        missing = named - {(shard.name, shard.crc) for shard in self._shards}
+        gone = [name for name, crc in missing if not self._bring_back(name, crc)]
+        self.reload()
+        self._sort()
+        if gone:
+            warnings.warn(
+                f"{len(gone)} of {len(named)} shards of the checkpoint are gone from {self.folder}", stacklevel=2
+            )
         return sum(shard.rows for shard in later)
+
+    def _bring_back(self, name: str, crc: int) -> bool:
+        for path in sorted((self.folder / SET_ASIDE).glob(f"{Path(name).stem}-*.parquet")):
+            if zlib.crc32(path.read_bytes()) == crc:
+                os.replace(path, self.folder / name)
+                return True
+        return False
+
+    def _sort(self) -> None:
+        """Oldest first, as they are opened."""
+        shards, self._shards = sorted(self._shards, key=lambda shard: shard.name), []
+        self._drop(set())
+        self._add(shards)
 
     def _remove(self, gone: Sequence[Shard], dispose: Callable[[Path], None]) -> None:
         if not gone:

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import itertools
 import json
 import math
 import re
@@ -96,7 +97,10 @@ def to_table(turns: Sequence[Turn]) -> Any:
             raise ValueError(f"episode {turns[0].episode!r}: column {name!r} cannot be stored: {reason}") from None
         if array.null_count and name != "reply":
             raise ValueError(f"episode {turns[0].episode!r}: column {name!r} is None; give it a value")
-        if pa.types.is_floating(array.type) and not all(map(math.isfinite, values)):
+        numbers = (
+            itertools.chain.from_iterable(values) if pa.types.is_list(array.type) and name == "log_probs" else values
+        )
+        if (pa.types.is_floating(array.type) or name == "log_probs") and not all(map(math.isfinite, numbers)):
             raise ValueError(f"episode {turns[0].episode!r}: column {name!r} is not finite; turns hold finite numbers")
         arrays.append(array)
     return pa.Table.from_arrays(arrays, schema=SCHEMA)

@@ -27,8 +27,8 @@ class TurnStore:
     """Turns of a folder as one sequence that only grows; opens the folder or, at the first flush, creates it.
 
     Rows are those on disk followed by the buffered ones, which are written at ``flush`` or when a shard is full.
-    A row on disk keeps its number for good; buffered rows move back when shards of other processes come before
-    them. The successor of row ``i`` is row ``i + 1``; ``samples`` says where it exists. Several processes may write
+    A row on disk keeps its number; buffered rows move back when shards of other processes come before them. The
+    successor of row ``i`` is row ``i + 1``; ``samples`` says where it exists. Several processes may write
     to one folder. Opening reads every shard once to compare checksums; afterwards rows are read lazily, by memory
     map.
 

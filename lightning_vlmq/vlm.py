@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
+    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     SuppressTokensLogitsProcessor,
@@ -244,17 +245,20 @@ class VLM(nn.Module):
         noted, masked = _RawLogProbs(), SuppressTokensLogitsProcessor(self.forbidden_ids, str(self.device))
         sampling: dict[str, Any] = {"do_sample": temperature > 0}
         if temperature > 0:
-            # generation defaults of some families hold top_k and top_p: the data must come from pi itself
             sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
         devices = [self.device] if self.device.type == "cuda" else []
-        with self.inference(), torch.random.fork_rng(devices=devices):
+        stop_ids, defaults = list(self.stop_ids), self.hf.generation_config
+        with self.inference(), torch.random.fork_rng(devices=devices), contextlib.ExitStack() as stack:
+            # a family's defaults may hold penalties, top_k and top_p: replies must come from pi itself
+            stack.callback(setattr, self.hf, "generation_config", defaults)
+            self.hf.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
             if generator_seed is not None:
                 torch.manual_seed(generator_seed)
             output = self.hf.generate(
                 **self._model_inputs(inputs),
                 **sampling,
                 max_new_tokens=max_new_tokens,
-                eos_token_id=list(self.stop_ids),
+                eos_token_id=stop_ids,
                 pad_token_id=self.tokenizer.pad_token_id,
                 logits_processor=LogitsProcessorList([noted, masked]),  # what is noted is not masked yet
                 use_cache=True,

@@ -126,6 +126,8 @@ def test_log_probs_in_training_are_those_of_generation(
     # random weights seldom stop
     monkeypatch.setattr(VLM, "stop_ids", (*vlm.stop_ids, *range(1000, 1400)))
     turns = [turn for turn, _ in pairs[:6]]
+    # a family's own defaults have no say
+    monkeypatch.setattr(vlm.hf.generation_config, "repetition_penalty", 1.5)
     # left-padded prompts, one token at a time, tempered and masked draws
     said = VLMPolicy(encoder, temperature=2.0, seed=1).reply([], [turn.observation for turn in turns])
     replied = [

@@ -1,6 +1,7 @@
 """The agent plays while it learns: fresh turns at the start of each epoch."""
 
 import itertools
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -32,7 +33,7 @@ class OnlineCollector(L.Callback):
     Needs :class:`~lightning_vlmq.datamodules.OfflineToOnline`. Each rank plays environments of its own, which go on
     where the epoch before left them; ranks wait for each other in no place of it. With probability ``epsilon`` a reply
     is explored, else it is the policy's own (eps-greedy in text). A run that goes on from a checkpoint has exactly the
-    turns that the checkpoint knew; episodes that were open then are marked truncated.
+    turns that the checkpoint knew, but for those evicted since; episodes that were open then are marked truncated.
 
     Args:
         environments: Environments a rank (paper: 6).
@@ -41,7 +42,8 @@ class OnlineCollector(L.Callback):
         temperature: Of the policy's replies (paper: .4).
         epsilon: Probability of an explored reply; a :class:`~lightning_vlmq.callbacks.Schedule` may move it.
         explore: Explored replies are ``"random"`` valid actions or the VLM's own after ``"minimum"``, the tag.
-        time_limit: Seconds after which an epoch's collection ends, whatever it has; 0 for no limit.
+        time_limit: Seconds after which an epoch's play ends, looked at between turns; 0 for no limit. Where there is
+            nothing else to train on, it ends with the first episode at the earliest.
         environment: What to play; the DataModule's environment if ``None``.
 
     Raises:
@@ -66,6 +68,10 @@ class OnlineCollector(L.Callback):
             raise ValueError(f"OnlineCollector: environments {environments} and steps {steps} must be at least 1")
         if not 0 <= epsilon <= 1:
             raise ValueError(f"OnlineCollector.epsilon must be a probability, not {epsilon}")
+        if temperature < 0 or time_limit < 0:
+            raise ValueError(
+                f"OnlineCollector: temperature {temperature} and time_limit {time_limit} must not be below 0"
+            )
         self.environments = environments
         self.steps = steps
         self.start_epoch = start_epoch
@@ -76,6 +82,8 @@ class OnlineCollector(L.Callback):
         self.environment = environment
         self._rollout: Rollout | None = None
         self._next_seed = 0
+        self._filled = False
+        self._played_epoch = -1
         self._data: OfflineToOnline
         self._resumed: dict[str, Any] | None = None
 
@@ -89,35 +97,38 @@ class OnlineCollector(L.Callback):
         if self.environment is None and data.environment is None:
             raise ValueError("OnlineCollector has nothing to play: give data.environment, or its own environment")
         self._data = data
+        self._resumed = None  # of another call of the trainer; that of this one is loaded later
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Goes back to the turns of the checkpoint; a run from its beginning sets aside what an earlier one played."""
-        states = (self._resumed or {}).get("ranks", [])
-        if self._resumed and len(states) != trainer.world_size:
-            rank_zero_warn(f"the checkpoint is of {len(states)} ranks, this run has {trainer.world_size}")
-        mine = states[trainer.global_rank] if trainer.global_rank < len(states) else {"store": {"shards": []}}
-        rows = self._data.experience.restore(mine["store"])
-        if rows:
-            rank_zero_info(f"{rows} rows played since then are set aside in {self._data.experience.folder}/set_aside")
-        self._next_seed = mine.get("next_seed", 0)
-        for turns in mine.get("open", []):
-            self._data.experience.append(Episode(tuple(from_text(turns))))
+        states: list[dict[str, Any]] = (self._resumed or {}).get("ranks", [])
+        if not states and trainer.global_step:  # this process trains on
+            return
         self._resumed = None
+        experience, rank, ranks = self._data.experience, trainer.global_rank, trainer.world_size
+        nothing: dict[str, Any] = {"store": {"shards": []}, "open": [], "filled": False}
+        mine = states[rank] if rank < len(states) else nothing
+        if states and len(states) != ranks:
+            rank_zero_warn(f"the checkpoint is of {len(states)} ranks, this run has {ranks}: other turns are set aside")
+        rows = experience.restore(mine["store"])
+        if rows:
+            rank_zero_info(f"{rows} rows that this run does not know are set aside in {experience.folder}/set_aside")
+        for turns in mine["open"]:
+            experience.append(Episode(tuple(from_text(turns))))
+        self._filled = mine["filled"]
+        # beyond all seeds that any rank has played, however many ranks there were
+        self._next_seed = math.ceil(max((s["next_seed"] for s in states), default=0) * len(states) / ranks)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Plays."""
-        if trainer.current_epoch < self.start_epoch:
-            return
-        apply_schedules(trainer, pl_module)
-        if self._rollout is None:
-            environment = self.environment or self._data.environment
-            assert environment is not None  # checked in setup
-            self._rollout = Rollout(environment, self._starts(trainer), self.environments, self._seed(trainer))
-        with trainer.precision_plugin.forward_context():
-            begin, waited = time.monotonic(), self._rollout.waited
-            played, ended = self._play(trainer)
-            times = {"seconds": time.monotonic() - begin, "environment_seconds": self._rollout.waited - waited}
-            self._log(trainer, pl_module, played, times, ended)
+        self._collect(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Plays, where a run goes on from the last batch of an epoch: no epoch start comes then."""
+        if batch_idx == 0 and self._played_epoch != trainer.current_epoch:
+            self._collect(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stores open episodes as truncated ones."""
@@ -134,7 +145,7 @@ class OnlineCollector(L.Callback):
         experience = self._data.experience
         experience.flush()
         going = [to_text(episode.turns) for episode in (self._rollout.open_episodes() if self._rollout else [])]
-        mine = {"store": experience.state(), "open": going, "next_seed": self._next_seed}
+        mine = {"store": experience.state(), "open": going, "next_seed": self._next_seed, "filled": self._filled}
         ranks = [mine]
         if torch.distributed.is_initialized():
             ranks = [{}] * torch.distributed.get_world_size()
@@ -147,15 +158,33 @@ class OnlineCollector(L.Callback):
 
     # -- parts ----------------------------------------------------------------------------------------------
 
+    def _collect(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The play of an epoch."""
+        self._played_epoch = trainer.current_epoch
+        if trainer.current_epoch < self.start_epoch:
+            return
+        apply_schedules(trainer, pl_module)
+        if self._rollout is None:
+            environment = self.environment or self._data.environment
+            assert environment is not None  # checked in setup
+            seed = self._seed(trainer) + trainer.current_epoch  # a resumed run does not draw the same again
+            self._rollout = Rollout(environment, self._starts(trainer), self.environments, seed)
+        with trainer.precision_plugin.forward_context():
+            begin, waited = time.monotonic(), self._rollout.waited
+            played, ended = self._play(trainer)
+            times = {"seconds": time.monotonic() - begin, "environment_seconds": self._rollout.waited - waited}
+            self._log(trainer, pl_module, played, times, ended)
+
     def _play(self, trainer: L.Trainer) -> tuple[int, list[Episode]]:
         """An epoch's turns; returns their number and the episodes that ended."""
         assert self._rollout is not None
         store, begin = self._data.experience, time.monotonic()
         policies, shares = self._policies(trainer)
         # an episode counts when it has ended: there may be none of the first epoch, and nothing else to train on
-        needed = max(self._data.min_turns, int(not len(self._data.training_rows)))
-        if len(store.samples) < self._data.min_turns:
-            rank_zero_info(f"collecting until there are {self._data.min_turns} own turns")
+        alone = int(not len(self._data.training_rows))
+        needed = alone if self._filled else max(self._data.min_turns, alone)
+        if len(store.samples) < needed:
+            rank_zero_info(f"collecting until there are {needed} own turns")
         ended: list[Episode] = []
         played = 0
         for step in itertools.count(1):
@@ -165,9 +194,10 @@ class OnlineCollector(L.Callback):
                 ended.append(episode)
             if step >= self.steps and len(store.samples) >= needed:
                 break
-            if self.time_limit and time.monotonic() - begin > self.time_limit and len(store.samples) >= min(1, needed):
+            if self.time_limit and time.monotonic() - begin > self.time_limit and len(store.samples) >= alone:
                 rank_zero_warn(f"OnlineCollector: {played} of {self.steps * self.environments} turns in time_limit")
                 break
+        self._filled = self._filled or len(store.samples) >= self._data.min_turns
         store.evict()
         return played, ended
 
@@ -202,7 +232,9 @@ class OnlineCollector(L.Callback):
                     f"rollout and training differ by {difference / tokens:.2g} in the log-probability of a token: "
                     f"they do not see the same prompt, picture or tokens; look at the prompt method and the processor"
                 )
-        pl_module.log_dict({f"collect/{name}": float(value) for name, value in logs.items()}, on_epoch=True)
+        pl_module.log_dict(
+            {f"collect/{name}": float(value) for name, value in logs.items()}, on_step=False, on_epoch=True
+        )
 
     def _differences(self, ended: list[Episode]) -> torch.Tensor:
         """Of log-probabilities, in the last turns of some episodes: these were played with the present weights."""
@@ -226,14 +258,14 @@ class OnlineCollector(L.Callback):
             yield online_seed(self._data.run_seed, number), {}
 
     def _seed(self, trainer: L.Trainer) -> int:
-        """Of draws, apart for each rank; an epoch adds its number."""
+        """Of draws, apart for each rank."""
         return online_seed(self._data.run_seed, 0) + 1_000_003 * trainer.global_rank
 
     def _finish(self) -> None:
-        if self._rollout is None:
-            return
-        for episode in self._rollout.open_episodes():
-            self._data.experience.append(episode)
-        self._data.experience.flush()
-        self._rollout.close()
-        self._rollout = None
+        if self._rollout is not None:
+            for episode in self._rollout.open_episodes():
+                self._data.experience.append(episode)
+            self._rollout.close()
+            self._rollout = None
+        if hasattr(self, "_data") and hasattr(self._data, "experience"):
+            self._data.experience.flush()

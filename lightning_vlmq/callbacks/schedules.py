@@ -24,7 +24,7 @@ class Schedule(L.Callback):
             nothing between no threshold and the first.
 
     Raises:
-        ValueError: The lists do not fit each other, or ``at`` does not ascend.
+        ValueError: The lists do not fit each other, ``at`` does not ascend, or a value is out of range.
     """
 
     def __init__(
@@ -39,6 +39,10 @@ class Schedule(L.Callback):
             raise ValueError(f"Schedule of {quantity} needs as many values as places, not {len(values)} for {len(at)}")
         if sorted(set(at)) != list(at):
             raise ValueError(f"Schedule.at of {quantity} must ascend, not {at}")
+        if quantity == "epsilon" and not all(0 <= value <= 1 for value in values):
+            raise ValueError(f"Schedule of epsilon: values must be probabilities, not {values}")
+        if quantity == "temperature" and min(values) < 0:
+            raise ValueError(f"Schedule of temperature: values must not be below 0, not {values}")
         self.quantity = quantity
         self.places = at
         self.values = values

@@ -22,7 +22,7 @@ class OfflineToOnline(Demonstrations):
     Args:
         own_share: Share of own turns in the batches; ``null`` draws evenly from demonstrations and own turns together
             (the paper). Without demonstrations every turn is an own one.
-        min_turns: Own turns to collect, on each rank, before training goes on (paper: 5,000 in BabyAI).
+        min_turns: Own turns to collect, on each rank, before training goes on the first time (paper: 5,000 in BabyAI).
         capacity: Own turns to keep, on each rank, the newest; 0 for no limit (paper: 50,000 to 100,000).
         experience_folder: Of own turns, with a folder for each rank in it; ``null`` takes ``experience`` in the
             trainer's ``default_root_dir``, the run's folder.
@@ -64,14 +64,19 @@ class OfflineToOnline(Demonstrations):
         rank = self.trainer.global_rank if self.trainer else 0
         root = Path(self.trainer.default_root_dir if self.trainer else ".") / "experience"
         root = Path(self._experience_folder) if self._experience_folder else root
-        self.experience = ExperienceStore(root / f"rank-{rank}", capacity=self.capacity, writer=str(rank))
+        self.experience = ExperienceStore(
+            root / f"rank-{rank}", capacity=self.capacity, skip_damaged=self.skip_damaged, writer=str(rank)
+        )
 
     def _chosen(self, rows: Rows, part: int, number: int, rng: np.random.Generator) -> list[tuple[TurnStore, int]]:
         own = self.experience.samples
         held_out = part == 1 and len(rows)
         if not len(own) or held_out:
             if not len(rows):
-                raise ValueError("no turns to train on, neither demonstrations nor own ones; add an OnlineCollector")
+                raise ValueError(
+                    "there are no turns yet, neither demonstrations nor own ones: add an OnlineCollector with "
+                    "start_epoch: 0, and set trainer.num_sanity_val_steps: 0"
+                )
             return super()._chosen(rows, part, number, rng)
         share = len(own) / (len(own) + len(rows)) if self.own_share is None else self.own_share
         mine = rng.random(self.batch_size) < (share if len(rows) else 1.0)

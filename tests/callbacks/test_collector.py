@@ -154,16 +154,29 @@ def test_a_resumed_run_has_the_turns_of_its_checkpoint(tiny_folder: Path, tmp_pa
     assert sum(len(episode) for episode in afresh.values()) == 4 * 11
 
 
+def test_an_epoch_resumed_from_the_last_batch_before_it_has_its_play(tiny_folder: Path, tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path / "kept", filename="{step}", every_n_train_steps=3, save_top_k=-1)
+    for epochs, path in ((1, None), (2, tmp_path / "kept" / "step=3.ckpt")):
+        collector = OnlineCollector(environments=4, steps=11, epsilon=1.0)
+        trainer = _trainer(tmp_path, epochs, [collector, keep], enable_checkpointing=True)
+        module = VLMQ(VLM(str(tiny_folder), lora_rank=2), **LR)
+        trainer.fit(module, _data(tmp_path), ckpt_path=path)
+        assert sum(len(episode) for episode in _episodes(tmp_path)) == epochs * 4 * 11
+        assert trainer.global_step == epochs * 3
+
+
 def test_what_a_collector_lacks_is_said_at_the_start(vlm: VLM, tmp_path: Path) -> None:
     offline = Demonstrations(str(tmp_path / "d"), AgentEnv(NumberLine()), turns=8, mixture={"random": 1.0}, parallel=2)
     with pytest.raises(ValueError, match=r"needs the DataModule lightning_vlmq.OfflineToOnline"):
         _trainer(tmp_path, 1, [OnlineCollector()]).fit(VLMQ(vlm, **LR), offline)
     with pytest.raises(ValueError, match="nothing to play"):
         _trainer(tmp_path, 1, [OnlineCollector()]).fit(VLMQ(vlm, **LR), _data(tmp_path, environment=None))
-    with pytest.raises(ValueError, match="add an OnlineCollector"):
+    with pytest.raises(ValueError, match="add an OnlineCollector with start_epoch: 0"):
         _trainer(tmp_path, 1, []).fit(VLMQ(vlm, **LR), _data(tmp_path))
     with pytest.raises(ValueError, match="epsilon must be a probability"):
         OnlineCollector(epsilon=2.0)
+    with pytest.raises(ValueError, match="Schedule of epsilon: values must be probabilities"):
+        Schedule("epsilon", [0, 5], [35.0, 5.0])
     with pytest.raises(ValueError, match="own_share must be a share"):
         OfflineToOnline(own_share=1.5)
 

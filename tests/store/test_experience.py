@@ -14,7 +14,7 @@ def _names(store: TurnStore) -> list[str]:
 
 
 def test_the_oldest_episodes_go_first_and_whole(tmp_path: Path) -> None:
-    store = ExperienceStore(tmp_path, capacity=40)  # shards of 2 rows, so of one episode of 4
+    store = ExperienceStore(tmp_path, capacity=30)  # turns: shards of one row, so of one episode of 3 turns, 4 rows
     for number in range(15):
         store.append(episode(f"e{number}"))
     assert store.evict() == 20
@@ -39,7 +39,7 @@ def test_the_newest_shard_stays(tmp_path: Path) -> None:
 
 
 def test_a_store_goes_back_to_a_checkpoint(tmp_path: Path) -> None:
-    store = ExperienceStore(tmp_path, capacity=40)
+    store = ExperienceStore(tmp_path, capacity=30)
     for number in range(4):
         store.append(episode(f"e{number}"))
     state = store.state()
@@ -47,8 +47,9 @@ def test_a_store_goes_back_to_a_checkpoint(tmp_path: Path) -> None:
         store.append(episode(f"e{number}"))
     store.evict()  # e0 to e3, which the checkpoint knew
     store.append(episode("e14"))
-    again = ExperienceStore(tmp_path, capacity=40)  # what a new process finds
-    assert again.restore(state) == 44
+    again = ExperienceStore(tmp_path, capacity=30)  # what a new process finds
+    with pytest.warns(UserWarning, match="4 of 4 shards of the checkpoint are gone"):
+        assert again.restore(state) == 44
     assert _names(again) == []
     for number in range(4, 6):
         again.append(episode(f"e{number}"))
@@ -56,7 +57,8 @@ def test_a_store_goes_back_to_a_checkpoint(tmp_path: Path) -> None:
     assert [again[int(row)].observation.text for row in again.samples] == [
         f"e{number} {index}" for number in (4, 5) for index in range(3)
     ]
-    assert again.restore(state) == 8  # the same names as before, set aside beside them
+    with pytest.warns(UserWarning, match="are gone"):
+        assert again.restore(state) == 8  # the same names as before, set aside beside them
     assert len(list((tmp_path / "set_aside").iterdir())) == 13
     assert len(TurnStore(tmp_path)) == 0
 
@@ -76,3 +78,20 @@ def test_what_the_checkpoint_names_stays(tmp_path: Path) -> None:
     assert _names(TurnStore(tmp_path)) == ["e0", "e1", "e2"]
     store.flush()
     assert _names(TurnStore(tmp_path)) == ["e0", "e1", "e2", "e3"]
+
+
+def test_what_was_set_aside_by_mistake_comes_back(tmp_path: Path) -> None:
+    store = ExperienceStore(tmp_path)
+    for number in range(3):
+        store.append(episode(f"e{number}"))
+        store.flush()
+    state = store.state()
+    afresh = ExperienceStore(tmp_path)  # a fit that was not told to resume
+    assert afresh.restore({"shards": []}) == 12
+    afresh.append(episode("other"))
+    afresh.flush()
+    resumed = ExperienceStore(tmp_path)
+    assert resumed.restore(state) == 4
+    assert _names(resumed) == ["e0", "e1", "e2"]
+    assert [resumed[int(row)].episode for row in resumed.samples[::3]] == ["e0", "e1", "e2"]
+    assert _names(TurnStore(tmp_path)) == ["e0", "e1", "e2"]

@@ -93,7 +93,8 @@ def random_episode(rng: random.Random, name: str) -> Episode:
         turns.append(
             Turn(
                 *(text(), name, index, observation, text() if index < replies else None),
-                *(tuple(rng.randrange(2**31) for _ in range(rng.randrange(5))), text(), flag(), rng.randrange(9)),
+                *(tuple(rng.randrange(2**31) for _ in range(rng.randrange(5))), text()),
+                *(tuple(-rng.randrange(999) / 64 for _ in range(rng.randrange(5))), flag(), rng.randrange(9)),
                 *(text(), flag(), rng.gauss(0, 1e3), rng.random(), flag(), flag(), flag()),
                 *(text(), rng.randrange(-(2**63), 2**63), flag(), flag(), rng.random()),
             )
@@ -185,6 +186,7 @@ def test_same_episodes_make_same_bytes(tmp_path: Path) -> None:
         (turns_with(episode("a"), 3, reply="more"), "last row"),
         (turns_with(episode("a"), 1, reply=None), "last row"),
         (turns_with(episode("a"), 1, reward=float("nan")), "'reward' is not finite"),
+        (turns_with(episode("a"), 1, log_probs=(-1.0, float("-inf"))), "'log_probs' is not finite"),
         (turns_with(episode("a"), 1, policy=None), "'policy' is None"),
         (turns_with(episode("a"), 1, reply="\ud800"), "'reply' cannot be stored"),
         (turns_with(episode("a"), 1, seed=2**63), "'seed' cannot be stored"),

@@ -55,6 +55,10 @@ class TokenBatch(NamedTuple):
     valid: Tensor
     cut: Tensor
 
+    def predicting(self, hidden: Tensor) -> Tensor:
+        """Hidden states ``[B, T, D]`` that predict the reply's tokens, out of all ``[B, S, D]``."""
+        return hidden.gather(1, self.positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+
 
 class TurnEncoder:
     """Renders prompts and encodes replies with the student's own template, processor and tokenizer.

@@ -72,7 +72,8 @@ class ExperienceStore(TurnStore):
         missing = named - {(shard.name, shard.crc) for shard in self._shards}
         gone = [name for name, crc in missing if not self._bring_back(name, crc)]
         self.reload()
-        self._sort()
+        self._shards.sort(key=lambda shard: disk.shard_order(shard.name))  # as a new process will find them
+        self._drop(set())
         if gone:
             warnings.warn(
                 f"{len(gone)} of {len(named)} shards of the checkpoint are gone from {self.folder}", stacklevel=2
@@ -85,12 +86,6 @@ class ExperienceStore(TurnStore):
                 os.replace(path, self.folder / name)
                 return True
         return False
-
-    def _sort(self) -> None:
-        """Oldest first, as they are opened."""
-        shards, self._shards = sorted(self._shards, key=lambda shard: shard.name), []
-        self._drop(set())
-        self._add(shards)
 
     def _remove(self, gone: Sequence[Shard], dispose: Callable[[Path], None]) -> None:
         if not gone:

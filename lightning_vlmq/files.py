@@ -32,7 +32,7 @@ def write_atomic(path: Path, data: Any) -> None:
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """One writer at a time in a folder; the system releases the lock of a killed process."""
-    import fcntl  # POSIX only: stores can be read, but not written, elsewhere
+    import fcntl  # POSIX only: elsewhere stores can be read, but nothing here can be written
 
     with open(folder / ".lock", "ab") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)

@@ -10,8 +10,8 @@ from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.envs.agent import AgentEnv
 from lightning_vlmq.losses import token_log_probs
 from lightning_vlmq.prompts import ActionPrompt, forced_prefix
+from lightning_vlmq.sampling import Sampled
 from lightning_vlmq.turns import Observation, Turn
-from lightning_vlmq.vlm import Sampled
 
 __all__ = ["ExpertPolicy", "Policy", "RandomPolicy", "Reply", "VLMPolicy", "log_prob_differences"]
 
@@ -50,8 +50,7 @@ def log_prob_differences(encoder: TurnEncoder, pairs: Sequence[tuple[Turn, Turn]
     batch = encoder.batch(*zip(*pairs, strict=True))
     with vlm.inference():
         hidden = vlm.hidden({k: v.to(vlm.device) for k, v in batch.inputs.items()}).cpu()
-        hidden = hidden.gather(1, batch.positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-        found = token_log_probs(vlm.logits(hidden.to(vlm.device)).cpu(), batch.reply_ids)
+        found = token_log_probs(vlm.logits(batch.predicting(hidden).to(vlm.device)).cpu(), batch.reply_ids)
     rows = zip(found, batch.mask, (turn.log_probs for turn, _ in pairs), strict=True)
     return torch.cat([(row[mask][-len(noted) :] - torch.tensor(noted)).abs() for row, mask, noted in rows])
 

@@ -33,6 +33,7 @@ __all__ = [
     "from_text",
     "index_rows",
     "read_manifest",
+    "shard_order",
     "to_table",
     "to_text",
     "write_manifest",
@@ -80,6 +81,11 @@ SCHEMA = _schema()
 """Arrow schema of a shard, with the schema version and the Hugging Face features in its metadata."""
 
 
+def shard_order(name: str) -> tuple[int, str]:
+    """Key that sorts names of shards as they were written."""
+    return int(name.split("-")[0]), name
+
+
 def to_table(turns: Sequence[Turn]) -> Any:
     """Arrow table of ``SCHEMA`` from turns; ``ValueError`` names the column that does not fit."""
     arrays = []
@@ -97,9 +103,7 @@ def to_table(turns: Sequence[Turn]) -> Any:
             raise ValueError(f"episode {turns[0].episode!r}: column {name!r} cannot be stored: {reason}") from None
         if array.null_count and name != "reply":
             raise ValueError(f"episode {turns[0].episode!r}: column {name!r} is None; give it a value")
-        numbers = (
-            itertools.chain.from_iterable(values) if pa.types.is_list(array.type) and name == "log_probs" else values
-        )
+        numbers = itertools.chain.from_iterable(values) if name == "log_probs" else values
         if (pa.types.is_floating(array.type) or name == "log_probs") and not all(map(math.isfinite, numbers)):
             raise ValueError(f"episode {turns[0].episode!r}: column {name!r} is not finite; turns hold finite numbers")
         arrays.append(array)
@@ -115,9 +119,8 @@ def to_text(turns: Sequence[Turn]) -> str:
 
 def from_text(text: str) -> list[Turn]:
     """Turns of :func:`to_text`."""
-    table = pq.read_table(pa.BufferReader(base64.b64decode(text))).combine_chunks()
-    columns = [column.combine_chunks() for column in table.columns]
-    return [_to_turn(columns, row) for row in range(len(table))]
+    table = pq.read_table(pa.BufferReader(base64.b64decode(text)))
+    return [_to_turn(table.columns, row) for row in range(len(table))]
 
 
 def _to_turn(columns: Sequence[Any], row: int) -> Turn:

@@ -166,7 +166,7 @@ class TurnStore:
             if not disk.SHARD_NAME.fullmatch(name):
                 raise ValueError(f"{self.folder / name} is not named like 000000-0.parquet; rename or remove it")
         shards, damaged = [], {}
-        for name in sorted((names | listed.keys()) - known, key=lambda name: (int(name.split("-")[0]), name)):
+        for name in sorted((names | listed.keys()) - known, key=disk.shard_order):
             try:
                 shards.append(disk.check_shard(self.folder, name, listed.get(name)))
             except DamagedShardError as error:
@@ -190,7 +190,7 @@ class TurnStore:
     def _drop(self, names: set[str]) -> None:
         """Forgets shards; the others' rows move up."""
         self._shards = [shard for shard in self._shards if shard.name not in names]
-        self._offsets = np.cumsum([0, *(shard.rows for shard in self._shards)], dtype=np.int64)
+        self._add([])
         self._indices = {name: index for name, index in self._indices.items() if name not in names}
         self._ids, self._ids_shards = {turn.episode for turn in self._buffer}, 0
         self._parts_key = None

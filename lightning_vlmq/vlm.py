@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -20,22 +20,15 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     GenerationConfig,
-    LogitsProcessor,
     LogitsProcessorList,
     SuppressTokensLogitsProcessor,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from lightning_vlmq.loading import EMBEDDED, adapter_targets, fingerprint, locate, named_dtype
+from lightning_vlmq.sampling import RawLogProbs, Sampled, until_stop
 
-__all__ = ["EMBEDDED", "VLM", "Sampled"]
-
-
-class Sampled(NamedTuple):
-    """Tokens that a VLM sampled and the log-probability of each, before temperature and masks."""
-
-    ids: list[int]
-    log_probs: list[float]
+__all__ = ["EMBEDDED", "VLM"]
 
 
 class VLM(nn.Module):
@@ -242,7 +235,7 @@ class VLM(nn.Module):
         Returns:
             Tokens of each reply, the stop token included where one was sampled.
         """
-        noted, masked = _RawLogProbs(), SuppressTokensLogitsProcessor(self.forbidden_ids, str(self.device))
+        noted, masked = RawLogProbs(), SuppressTokensLogitsProcessor(self.forbidden_ids, str(self.device))
         sampling: dict[str, Any] = {"do_sample": temperature > 0}
         if temperature > 0:
             sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
@@ -265,7 +258,7 @@ class VLM(nn.Module):
             )
         replies = output[:, inputs["input_ids"].shape[1] :]
         log_probs = noted.until(replies[:, -1]).tolist()
-        kept = [_until_stop(ids, self.stop_ids) for ids in replies.tolist()]
+        kept = [until_stop(ids, self.stop_ids) for ids in replies.tolist()]
         return [Sampled(ids, row[: len(ids)]) for ids, row in zip(kept, log_probs, strict=True)]
 
     def _model_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -309,35 +302,3 @@ class VLM(nn.Module):
         else:
             self.network.save_pretrained(str(folder))
         self.processor.save_pretrained(folder)
-
-
-class _RawLogProbs(LogitsProcessor):
-    """Notes log-probabilities of sampled tokens as the model gives them, one step of ``[B, V]`` at a time."""
-
-    def __init__(self) -> None:
-        self._steps: list[Tensor] = []
-        self._last: Tensor | None = None
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Notes the token before, and what this one is drawn from."""
-        if self._last is not None:
-            self._note(input_ids[:, -1])
-        self._last = scores.float().log_softmax(-1)
-        return scores
-
-    def until(self, last: Tensor) -> Tensor:
-        """Log-probabilities ``[B, T]``, given the last tokens ``[B]``."""
-        self._note(last)
-        return torch.stack(self._steps, dim=1)
-
-    def _note(self, tokens: Tensor) -> None:
-        assert self._last is not None
-        self._steps.append(self._last.gather(1, tokens.unsqueeze(1)).squeeze(1))
-
-
-def _until_stop(ids: list[int], stop_ids: tuple[int, ...]) -> list[int]:
-    """``generate`` pads finished rows; a reply ends with its first stop token."""
-    for position, token in enumerate(ids):
-        if token in stop_ids:
-            return ids[: position + 1]
-    return ids

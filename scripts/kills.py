@@ -18,9 +18,7 @@ import torch
 from rich.progress import track
 
 from lightning_vlmq import TurnStore
-from scripts.seeds import split_arguments
-
-FIT = [sys.executable, "-c", "from lightning_vlmq.cli import main; main()", "fit"]
+from scripts.seeds import FIT, split_arguments
 
 
 def main() -> None:

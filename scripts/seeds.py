@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+FIT = [sys.executable, "-c", "from lightning_vlmq.cli import main; main()", "fit"]
 HIGHER_IS_WORSE = {"lose", "mean_length", "minutes", "peak_memory_mb"}
 
 
@@ -55,7 +56,7 @@ def run_one(config: str, seed: int, folder: Path, extra: list[str], parallel: in
     path = folder / "results.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-c", "from lightning_vlmq.cli import main; main()", "fit", "--config", config]
+        command = [*FIT, "--config", config]
         command += ["--folder", str(folder), "--seed_everything", str(seed)]
         command += ["--threads", "1"] if parallel > 1 else []
         start = time.monotonic()

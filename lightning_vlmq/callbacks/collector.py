@@ -11,6 +11,7 @@ import torch
 import torch.distributed
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_vlmq.callbacks.evaluation import environment_of
 from lightning_vlmq.callbacks.schedules import apply_schedules
 from lightning_vlmq.collection import online_seed
 from lightning_vlmq.datamodules.offline_to_online import OfflineToOnline
@@ -94,8 +95,7 @@ class OnlineCollector(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, OfflineToOnline):
             raise ValueError("OnlineCollector needs the DataModule lightning_vlmq.OfflineToOnline for its turns")
-        if self.environment is None and data.environment is None:
-            raise ValueError("OnlineCollector has nothing to play: give data.environment, or its own environment")
+        environment_of(trainer, self.environment)
         self._data = data
         self._resumed = None  # of another call of the trainer; that of this one is loaded later
 
@@ -165,8 +165,7 @@ class OnlineCollector(L.Callback):
             return
         apply_schedules(trainer, pl_module)
         if self._rollout is None:
-            environment = self.environment or self._data.environment
-            assert environment is not None  # checked in setup
+            environment = environment_of(trainer, self.environment)
             seed = self._seed(trainer) + trainer.current_epoch  # a resumed run does not draw the same again
             self._rollout = Rollout(environment, self._starts(trainer), self.environments, seed)
         with trainer.precision_plugin.forward_context():

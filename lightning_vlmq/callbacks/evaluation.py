@@ -71,14 +71,14 @@ class EpisodeEvaluation(L.Callback):
                 pl_module.log(f"eval/{name}", float(value), sync_dist=True)  # type: ignore[arg-type]
         for board in self.scoreboards:
             encoder: TurnEncoder = trainer.datamodule.encoder  # type: ignore[attr-defined]
-            for name, value in board(encoder, _environment(trainer, self.environment)).items():
+            for name, value in board(encoder, environment_of(trainer, self.environment)).items():
                 pl_module.log(f"exact/{name}", float(value), sync_dist=True)
 
 
 class Report(L.Callback):
     """Compares the data, what the agent played while training, the base VLM and the trained agent.
 
-    A table, and ``results.json`` in the run's folder.
+    A table, and ``results.json`` in the run's folder. Of its own play it counts what the first rank's store holds.
 
     ``base`` is sampled at temperature 1 (greedily it would say the same each time), ``trained`` is greedy. Needs a
     DataModule with ``encoder`` and ``store``.
@@ -139,11 +139,11 @@ class Report(L.Callback):
         for name, options in track(jobs, description="scoring"):
             environment = options.pop("environment", self.environment)
             rows[name] = _scores(trainer, environment, self.episodes, seed=self.seed, **options)
-        print_scores(rows, f"{_environment(trainer, self.environment).name}: {self.episodes} episodes an agent")
+        print_scores(rows, f"{environment_of(trainer, self.environment).name}: {self.episodes} episodes an agent")
         results: dict[str, Any] = dict(rows)
         results["scoreboards"] = {}
         for board in self.scoreboards:
-            found = board(data.encoder, _environment(trainer, self.environment))
+            found = board(data.encoder, environment_of(trainer, self.environment))
             results["scoreboards"][board.name] = found
             rank_zero_info(f"{board.name}: " + ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
         results["steps"] = step
@@ -165,13 +165,14 @@ def _check_playable(trainer: L.Trainer, environment: AgentEnv | None) -> None:
     """Says at the start, not after an epoch, what these callbacks lack."""
     if not hasattr(trainer.datamodule, "encoder"):  # type: ignore[attr-defined]
         raise ValueError("EpisodeEvaluation and Report need a DataModule with an `encoder`, such as Demonstrations")
-    _environment(trainer, environment)
+    environment_of(trainer, environment)
 
 
-def _environment(trainer: L.Trainer, environment: AgentEnv | None) -> AgentEnv:
+def environment_of(trainer: L.Trainer, environment: AgentEnv | None) -> AgentEnv:
+    """A callback's own environment, else the DataModule's; ``ValueError`` where there is neither."""
     found = environment or getattr(trainer.datamodule, "environment", None)  # type: ignore[attr-defined]
     if found is None:
-        raise ValueError("no environment to play: give data.environment, or the callback's own environment")
+        raise ValueError("nothing to play: give data.environment, or the callback's own environment")
     return found
 
 
@@ -187,4 +188,4 @@ def _scores(
     encoder: TurnEncoder = trainer.datamodule.encoder  # type: ignore[attr-defined]
     policy = VLMPolicy(encoder, temperature=temperature, base=base, seed=seed)
     seeds: Sequence[int] = range(seed, seed + episodes)
-    return score_episodes(play(_environment(trainer, environment), [policy], seeds))
+    return score_episodes(play(environment_of(trainer, environment), [policy], seeds))

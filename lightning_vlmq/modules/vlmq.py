@@ -146,9 +146,7 @@ class VLMQ(AgentModule):
 
     def forward(self, batch: TokenBatch) -> _Heads:
         """Hidden states of a batch's replies and both heads on them."""
-        hidden = self.vlm.hidden(batch.inputs)
-        index = batch.positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-        hidden = hidden.gather(1, index)
+        hidden = batch.predicting(self.vlm.hidden(batch.inputs))
         prediction = self.critic.q_normalised(hidden, batch.reply_ids.unsqueeze(-1)).squeeze(-1)
         return _Heads(hidden, self.vlm.logits(hidden), prediction)
 

@@ -13,6 +13,15 @@ def _names(store: TurnStore) -> list[str]:
     return [each.turns[0].episode for each in store.episodes()]
 
 
+def _three_shards(folder: Path) -> ExperienceStore:
+    """A store of e0, e1 and e2, a shard each."""
+    store = ExperienceStore(folder)
+    for number in range(3):
+        store.append(episode(f"e{number}"))
+        store.flush()
+    return store
+
+
 def test_the_oldest_episodes_go_first_and_whole(tmp_path: Path) -> None:
     store = ExperienceStore(tmp_path, capacity=30)  # turns: shards of one row, so of one episode of 3 turns, 4 rows
     for number in range(15):
@@ -64,10 +73,7 @@ def test_a_store_goes_back_to_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_what_the_checkpoint_names_stays(tmp_path: Path) -> None:
-    store = ExperienceStore(tmp_path)
-    for number in range(3):
-        store.append(episode(f"e{number}"))
-        store.flush()
+    store = _three_shards(tmp_path)
     state = store.state()
     store.append(episode("e3"))
     store.flush()
@@ -81,10 +87,7 @@ def test_what_the_checkpoint_names_stays(tmp_path: Path) -> None:
 
 
 def test_what_was_set_aside_by_mistake_comes_back(tmp_path: Path) -> None:
-    store = ExperienceStore(tmp_path)
-    for number in range(3):
-        store.append(episode(f"e{number}"))
-        store.flush()
+    store = _three_shards(tmp_path)
     state = store.state()
     afresh = ExperienceStore(tmp_path)  # a fit that was not told to resume
     assert afresh.restore({"shards": []}) == 12

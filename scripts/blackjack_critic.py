@@ -6,7 +6,7 @@ Hit and stand part at one token of the reply; there Q and pi are read. Greedy po
 language head's choice and the critic's, each hand by hand and after averaging over the hands of a state (what is lost
 between these two is lost by judging hands of the same state differently), and the language head's in hard or soft
 hands only. Then, by the number of cards: how far the advantage of hitting lies from its state's mean, and how often its
-sign is the optimal one.
+sign is the optimal one. Last, how often the policy plays soft hands right, by their total and number of cards.
 """
 
 import argparse
@@ -72,6 +72,14 @@ def main() -> None:
         rows = (cards == count) if count < 5 else (cards >= 5)
         label = str(count) if count < 5 else "5 or more"
         print(f"| {label} | {rows.sum()} | {distance[rows].mean():.3f} | {right[rows].mean():.1%} |")
+
+    print("\n| soft total | 2 cards | 3 cards | 4 cards |\n|---|---|---|---|")
+    played = np.array([(x > 0) == (best[state] == 1.0) for (state, _), x in zip(shown, odds.tolist(), strict=True)])
+    totals = np.array([state.total if state.soft else 0 for state, _ in shown])
+    for low, high in ((12, 17), (18, 18), (19, 19), (20, 20), (21, 21)):
+        cells = [played[(low <= totals) & (totals <= high) & (cards == count)] for count in (2, 3, 4)]
+        label = f"{low} to {high}" if low < high else str(low)
+        print(f"| {label} | " + " | ".join(f"{c.mean():.0%} of {len(c)}" if len(c) else "" for c in cells) + " |")
 
 
 def load(run: Path, checkpoint: str) -> VLMQ:

@@ -46,7 +46,7 @@ def shrunk(name: str, tiny_folder: Path, folder: Path) -> Path:
     for callback in config["trainer"]["callbacks"]:
         if "episodes" in callback.get("init_args", {}):
             callback["init_args"]["episodes"] = 2
-    path = folder / name
+    path = folder / Path(name).name
     path.write_text(yaml.safe_dump(config))
     return path
 
@@ -264,8 +264,13 @@ def test_a_damaged_shard_is_named(run: Path, small_config: Path, tmp_path: Path)
     assert shard.name in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("**/*.yaml")))
-def test_every_configuration_parses(name: str) -> None:
-    done = vlmq("fit", f"--config={CONFIGS / name}", "--print_config")
+@pytest.mark.parametrize("name", sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("**/*.yaml")))
+def test_every_configuration_fits(name: str, tiny_folder: Path, tmp_path: Path) -> None:
+    arguments = [*SMALL, "--trainer.devices=1", "--trainer.strategy=auto", "--trainer.num_sanity_val_steps=0"]
+    config = shrunk(name, tiny_folder, tmp_path)
+    if "OfflineToOnline" in config.read_text():
+        arguments.append("--data.init_args.min_turns=4")
+    done = vlmq("fit", f"--config={config}", f"--folder={tmp_path / 'run'}", *arguments)
     assert done.returncode == 0, done.stderr
-    assert "class_path: lightning_vlmq.modules.vlmq.VLMQ" in done.stdout or "lightning_vlmq.VLMQ" in done.stdout
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 2
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()

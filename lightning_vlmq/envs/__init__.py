@@ -1,8 +1,9 @@
 """Environments that speak text and pictures, and the one wrapper that serves them to an agent."""
 
 from lightning_vlmq.envs.agent import AgentEnv, Outcome
+from lightning_vlmq.envs.babyai import BabyAI
 from lightning_vlmq.envs.blackjack import Blackjack
 from lightning_vlmq.envs.numberline import NumberLine
 from lightning_vlmq.envs.text import TextTask
 
-__all__ = ["AgentEnv", "Blackjack", "NumberLine", "Outcome", "TextTask"]
+__all__ = ["AgentEnv", "BabyAI", "Blackjack", "NumberLine", "Outcome", "TextTask"]

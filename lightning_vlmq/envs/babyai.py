@@ -1,0 +1,210 @@
+"""BabyAI: missions in words in small grid worlds, from the ``minigrid`` package."""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from lightning_vlmq.envs.pictures import Picture
+from lightning_vlmq.parsing import first_match
+
+__all__ = ["BabyAI"]
+
+_ACTIONS = ("left", "right", "forward", "pickup", "drop", "toggle")
+"""Minigrid's actions 0 to 5. The seventh, ``done``, does nothing in BabyAI and is left out."""
+
+_FACING = ("right", "down", "left", "up")
+
+
+class BabyAI(gym.Env[Picture, np.int64]):
+    """Any BabyAI level: the mission is in the prompt, the world in a picture.
+
+    Reward: minigrid's own, ``1 - .9 * steps / (the level's step limit)`` where the mission is done, which ends the
+    episode, else 0; the goal is a mission that is done. The level's own step limit does not end episodes, behind it a
+    mission that is done pays .1; limits are left to :class:`~lightning_vlmq.envs.agent.AgentEnv`. (The paper: 64
+    steps, ``invalid_penalty`` -1, ``invalid_limit`` 5, ``end_penalty`` -200.) An action is the first of the six names
+    in the reply, in any case. Implements :class:`~lightning_vlmq.envs.text.TextTask`; the scripted expert is
+    minigrid's bot.
+
+    Args:
+        level: Name of the level, one of minigrid's ``BabyAI-...`` ids.
+        view: ``"full"`` shows the whole world from above, ``"agent"`` what the agent sees, itself at the bottom.
+        tile_size: Side of a cell in pixels.
+        render_mode: ``rgb_array``, for Gymnasium.
+
+    Raises:
+        ValueError: The level is unknown, or the view or tile size is no choice.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012  Gymnasium declares it so
+    actions = (
+        "left and right turn you, forward moves you one cell, pickup takes the object in front of you, "
+        "drop puts it down there, toggle opens or closes what is in front of you."
+    )
+    example = "forward"
+
+    def __init__(
+        self,
+        level: str = "BabyAI-GoToRedBallGrey-v0",
+        view: Literal["full", "agent"] = "full",
+        tile_size: int = 28,
+        render_mode: str | None = "rgb_array",
+    ) -> None:
+        if view not in ("full", "agent"):
+            raise ValueError(f"view {view!r}: choose full or agent")
+        if not 4 <= tile_size <= 64:
+            raise ValueError(f"tile_size {tile_size}: choose from 4 to 64 pixels")
+        with _quiet():
+            import minigrid  # noqa: F401  registers the levels; it takes a second, so not before it is needed
+        levels = sorted(name for name in gym.registry if name.startswith("BabyAI-"))
+        if level not in levels:
+            raise ValueError(f"level {level!r} is unknown; minigrid has {len(levels)}: {', '.join(levels)}")
+        self.level = level
+        self.view = view
+        self.tile_size = tile_size
+        self.render_mode = render_mode
+        self._env: Any = gym.make(level, disable_env_checker=True).unwrapped
+        with _quiet():
+            self._env.reset(seed=0)
+        shape = self._env.width, self._env.height
+        columns, rows = shape if view == "full" else (self._env.agent_view_size,) * 2
+        self.observation_space = spaces.Box(0, 255, (rows * tile_size, columns * tile_size, 3), np.uint8)
+        self.action_space = spaces.Discrete(len(_ACTIONS))
+        self._over = True
+        self._done = False
+        self._steps = 0
+        self._bot: Any = None
+        self._advice: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the level."""
+        return self.level
+
+    @property
+    def objective(self) -> str:
+        """The mission, for instance ``Mission: go to the red ball.``."""
+        return f"Mission: {self._env.mission}."
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Picture, dict[str, Any]]:
+        """Make a new world and mission.
+
+        Args:
+            seed: Seeds everything that is drawn; ``None`` goes on from the last seed.
+            options: None are known.
+
+        Raises:
+            ValueError: There are options.
+        """
+        super().reset(seed=seed)
+        if options:
+            raise ValueError(f"options {sorted(options)} are not BabyAI's: it has none")
+        with _quiet():
+            self._env.reset(seed=seed)
+        self._over = self._done = False
+        self._bot = self._advice = None
+        self._steps = 0
+        return self.render(), self._info()
+
+    def step(self, action: int | np.int64) -> tuple[Picture, float, bool, bool, dict[str, Any]]:
+        """Act: 0 left, 1 right, 2 forward, 3 pickup, 4 drop, 5 toggle.
+
+        Raises:
+            ValueError: If the episode is over or the action is not 0 to 5.
+        """
+        if self._over:
+            raise ValueError("the episode is over: call reset() before step()")
+        if action not in range(len(_ACTIONS)):
+            raise ValueError(f"action {action!r} is not BabyAI's: choose 0 to 5 ({', '.join(_ACTIONS)})")
+        # The level's own limit would end the episode, and behind it the reward would fall below 0.
+        self._env.step_count = min(self._env.step_count, self._env.max_steps - 1)
+        _, reward, terminated, _, _ = self._env.step(int(action))
+        self._steps += 1
+        self._over = bool(terminated)
+        self._done = self._over and reward > 0
+        if self._bot is not None and not self._over:
+            self._ask_bot(int(action))  # a bot that misses an action forgets what it has explored
+        return self.render(), float(reward), self._over, False, self._info()
+
+    def render(self) -> Picture:
+        """Draw the world, ``[rows * tile_size, columns * tile_size, 3]``."""
+        frame: Picture = self._env.get_frame(highlight=False, tile_size=self.tile_size, agent_pov=self.view == "agent")
+        return frame
+
+    def images(self) -> tuple[Picture, ...]:
+        """Return the one picture."""
+        return (self.render(),)
+
+    def text(self) -> str:
+        """Return what the agent carries: the picture of the whole world does not show it."""
+        return f"You carry a {_describe(self._env.carrying)}." if self._env.carrying else ""
+
+    def summary(self) -> str:
+        """Return the world in words, for instance ``You are at 3, 4 facing up. A red ball is at 5, 1.``."""
+        (x, y), grid = self._env.agent_pos, self._env.grid
+        cells = ((column, row, grid.get(column, row)) for row in range(grid.height) for column in range(grid.width))
+        things = [f"A {_describe(thing)} is at {column}, {row}." for column, row, thing in cells if _counts(thing)]
+        return " ".join([f"You are at {x}, {y} facing {_FACING[self._env.agent_dir]}.", *things])
+
+    def parse(self, text: str) -> int | None:
+        """Return the index of the first action that the text names, as a word of its own."""
+        return first_match(text, _ACTIONS)
+
+    def valid_actions(self) -> list[str]:
+        """Return all six: also those that change nothing now."""
+        return list(_ACTIONS)
+
+    def expert_action(self) -> str | None:
+        """Return what minigrid's bot would do; ``None`` once the episode is over.
+
+        The bot cannot always go on from what others did (an opened box, for instance): ``forward`` then.
+        """
+        if self._over:
+            return None
+        if self._advice is None:
+            self._bot = None
+            self._ask_bot(None)
+        return "forward" if self._advice is None else _ACTIONS[self._advice]
+
+    def goal_reached(self) -> bool:
+        """Return True if the mission was done by the last step."""
+        return self._done
+
+    def _ask_bot(self, taken: int | None) -> None:
+        """Tell the bot what was done and keep its advice, ``None`` where it has none."""
+        from minigrid.utils.baby_ai_bot import BabyAIBot
+
+        self._advice = None
+        with _quiet(), contextlib.suppress(Exception):  # it raises errors of all kinds where it is at a loss
+            self._bot = self._bot or BabyAIBot(self._env)
+            advice = int(self._bot.replan(taken))
+            self._advice = advice if advice < len(_ACTIONS) else None
+
+    def _info(self) -> dict[str, Any]:
+        return {"mission": self._env.mission, "steps": self._steps}
+
+
+def _counts(thing: Any) -> bool:
+    """True for what a description of the world names."""
+    return thing is not None and thing.type not in ("wall", "floor")
+
+
+def _describe(thing: Any) -> str:
+    """A thing in words, for instance ``grey open door``."""
+    state = ""
+    if thing.type == "door":
+        state = " open" if thing.is_open else " locked" if thing.is_locked else " closed"
+    return f"{thing.color}{state} {thing.type}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing on stdout: minigrid prints rejected samples, pygame a greeting."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

@@ -67,11 +67,11 @@ class BabyAI(gym.Env[Picture, np.int64]):
         self.view = view
         self.tile_size = tile_size
         self.render_mode = render_mode
-        self._env: Any = gym.make(level, disable_env_checker=True).unwrapped
+        world: Any = gym.make(level, disable_env_checker=True).unwrapped
         with _quiet():
-            self._env.reset(seed=0)
-        shape = self._env.width, self._env.height
-        columns, rows = shape if view == "full" else (self._env.agent_view_size,) * 2
+            world.reset(seed=0)  # before it there is no world to measure
+        columns, rows = (world.width, world.height) if view == "full" else (world.agent_view_size,) * 2
+        self._env = world
         self.observation_space = spaces.Box(0, 255, (rows * tile_size, columns * tile_size, 3), np.uint8)
         self.action_space = spaces.Discrete(len(_ACTIONS))
         self._over = True
@@ -182,7 +182,7 @@ class BabyAI(gym.Env[Picture, np.int64]):
 
         self._advice = None
         with _quiet(), contextlib.suppress(Exception):  # it raises errors of all kinds where it is at a loss
-            self._bot = self._bot or BabyAIBot(self._env)
+            self._bot = self._bot or BabyAIBot(self._env)  # type: ignore[no-untyped-call]
             advice = int(self._bot.replan(taken))
             self._advice = advice if advice < len(_ACTIONS) else None
 

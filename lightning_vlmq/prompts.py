@@ -4,6 +4,7 @@ The order is the paper's: the objective, the documented actions, an example of t
 environment says. The counters stand in the prompt because they end episodes and are not in the picture.
 """
 
+import copy
 import string
 from typing import Any, Literal, TypeAlias
 
@@ -18,9 +19,12 @@ ActionPrompt: TypeAlias = Literal["agent", "minimum"]
 Messages: TypeAlias = list[dict[str, Any]]
 """Messages as ``apply_chat_template`` takes them."""
 
+_THOUGHT = "Before the action write a short thought: what you see, and what to do."
+
 _FIELDS = (
     "objective",
     "actions",
+    "thought",
     "example",
     "text",
     "summary",
@@ -43,11 +47,14 @@ class PromptMethod:
             collectors that read text only.
         counters: True shows how many replies were given and how many in a row were invalid, with their limits.
         template: A text of your own with named fields in braces instead of the standard one: ``objective``,
-            ``actions``, ``example`` (a complete reply), ``text``, ``summary``, ``error``, ``counters``, ``step``,
-            ``step_limit``, ``invalid_streak``, ``invalid_limit``. Double braces for a literal brace.
+            ``actions``, ``thought`` (what asks for one, empty without), ``example`` (a complete reply), ``text``,
+            ``summary``, ``error``, ``counters``, ``step``, ``step_limit``, ``invalid_streak``, ``invalid_limit``.
+            Double braces for a literal brace.
+        thought: True asks for a thought in front of the action (chain of thought, ReAct); the parsers skip it. Leave
+            it room: ``max_reply_tokens``.
 
     Raises:
-        ValueError: If the template has unknown fields or does not parse.
+        ValueError: If the template has unknown fields, does not parse, or has no place for the thought.
     """
 
     def __init__(
@@ -57,15 +64,29 @@ class PromptMethod:
         use_summary: bool = False,
         counters: bool = True,
         template: str | None = None,
+        thought: bool = False,
     ) -> None:
         self.parser: ActionParser = TagParser() if parser is None else parser
         self.image_first = image_first
         self.use_summary = use_summary
         self.counters = counters
+        self.thought = thought
         self.template = template
         if template is not None:
-            _check_template(template)
+            _check_template(template, thought)
             self.text(Observation())
+
+    def asking(self, thought: bool) -> "PromptMethod":
+        """Return the same prompt method with or without a thought in front of the action.
+
+        Raises:
+            ValueError: If the template has no place for the thought.
+        """
+        if self.template is not None:
+            _check_template(self.template, thought)
+        other = copy.copy(self)
+        other.thought = thought
+        return other
 
     def messages(self, observation: Observation) -> Messages:
         """Render the messages of a turn.
@@ -91,10 +112,11 @@ class PromptMethod:
         Raises:
             ValueError: If a field of the template has a format that its value does not take.
         """
-        example = self.parser.format(observation.example)
+        example = ("<thought> " if self.thought else "") + self.parser.format(observation.example)
+        thought = _THOUGHT if self.thought else ""
         if self.template is not None:
             values = {name: getattr(observation, name, "") for name in _FIELDS}
-            values |= {"example": example, "counters": _counters(observation)}
+            values |= {"example": example, "counters": _counters(observation), "thought": thought}
             try:
                 return self.template.format(**values)
             except (ValueError, TypeError) as error:
@@ -102,6 +124,7 @@ class PromptMethod:
         parts = [
             observation.objective,
             f"Actions: {observation.actions}" if observation.actions else "",
+            thought,
             f"Reply like: {example}",
             observation.text,
             observation.summary if self.use_summary else "",
@@ -141,8 +164,8 @@ def _counters(observation: Observation) -> str:
     return " ".join(parts)
 
 
-def _check_template(template: str) -> None:
-    """Raise if a template does not parse or has fields that are not ours."""
+def _check_template(template: str, thought: bool) -> None:
+    """Raise if a template does not parse, has fields that are not ours, or lacks the one for the thought."""
     try:
         fields = [(name, form or "") for _, name, form, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
@@ -151,3 +174,5 @@ def _check_template(template: str) -> None:
     if unknown:
         names = ", ".join(repr(name) for name in unknown)
         raise ValueError(f"template has unknown fields {names}: use {', '.join(_FIELDS)}")
+    if thought and "thought" not in {name for name, _ in fields}:
+        raise ValueError(f"thought: template {template!r} does not ask for one; put {{thought}} into it")

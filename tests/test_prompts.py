@@ -57,6 +57,36 @@ def test_parser_decides_the_example():
     assert 'Reply like: {"action": "+"}' in PromptMethod(JsonParser()).text(OBSERVATION)
 
 
+def test_a_thought_is_asked_for_in_front_of_the_action():
+    lines = PromptMethod(thought=True).text(OBSERVATION).splitlines()
+    assert lines[1:4] == [
+        "Actions: + raises Current by one, - lowers it by one.",
+        "Before the action write a short thought: what you see, and what to do.",
+        "Reply like: <thought> [action] +",
+    ]
+    assert 'Reply like: <thought> {"action": "+"}' in PromptMethod(JsonParser(), thought=True).text(OBSERVATION)
+
+
+@pytest.mark.parametrize("parser", [TagParser(), JsonParser()])
+def test_parsers_skip_a_thought(parser):
+    assert parser.parse(f"Current is 2, below the target. {parser.format('+')}") == "+"
+
+
+def test_a_prompt_method_with_and_without_thought():
+    method = PromptMethod(image_first=False, counters=False)
+    thinking = method.asking(True)
+    assert (method.thought, thinking.thought, thinking.image_first, thinking.counters) == (False, True, False, False)
+    assert thinking.asking(False).text(OBSERVATION) == method.text(OBSERVATION)
+    own = PromptMethod(template="{objective}|{thought}|{example}")
+    assert own.text(OBSERVATION) == "Make Current equal to Target.||[action] +"
+    assert own.asking(True).text(OBSERVATION).split("|")[1].startswith("Before the action")
+    message = r"thought: template '\{text\}' does not ask for one; put \{thought\} into it"
+    with pytest.raises(ValueError, match=message):
+        PromptMethod(template="{text}").asking(True)
+    with pytest.raises(ValueError, match=message):
+        PromptMethod(template="{text}", thought=True)
+
+
 def test_template():
     method = PromptMethod(template="{{{objective}}} {example} ({step}/{step_limit}) {counters}{text}")
     assert method.text(OBSERVATION) == (

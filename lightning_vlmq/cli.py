@@ -1,4 +1,4 @@
-"""The command ``vlmq``: LightningCLI's fit, validate, test, and collect and export of our own."""
+"""The command ``vlmq``: LightningCLI's fit, validate, test, and collect, export and prompting of our own."""
 
 import itertools
 import logging
@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from argparse import ArgumentError
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lightning_vlmq.prompts import AnyActionPrompt
+
 __all__ = ["VLMQCLI", "VLMQTrainer", "main"]
 
 HELP = """Trains and scores vision-language agents by VLM Q-Learning. Examples:
@@ -26,11 +29,12 @@ vlmq fit --config configs/numberline.yaml --ckpt_path last (resumes);
 vlmq test --config configs/numberline.yaml --ckpt_path best (scores a checkpoint);
 vlmq collect --config configs/numberline.yaml --folder runs/demos --data.turns 5000;
 vlmq export --config configs/numberline.yaml --ckpt_path best --output exported;
+vlmq prompting --config configs/numberline.yaml --folder runs/prompting --models '[embedded]' (untrained VLMs);
 vlmq fit --model.help lightning_vlmq.VLMQ, --data.help lightning_vlmq.Demonstrations (what can be set)."""
 
 
 class VLMQTrainer(L.Trainer):
-    """Lightning's Trainer with the subcommands ``collect`` and ``export``."""
+    """Lightning's Trainer with the subcommands ``collect``, ``export`` and ``prompting``."""
 
     def collect(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
         """Makes the demonstration set of the configuration (``data.turns``, ``data.mixture``) and scores it."""
@@ -65,6 +69,62 @@ class VLMQTrainer(L.Trainer):
         model.vlm.export(output, merged=merged)  # type: ignore[union-attr,operator]
         print(f"wrote the {'merged model' if merged else 'adapter'} to {output}")
 
+    def prompting(
+        self,
+        model: L.LightningModule,
+        datamodule: L.LightningDataModule,
+        models: list[str] | None = None,
+        action_prompts: Sequence[AnyActionPrompt] = ("agent", "minimum", "random"),
+        thoughts: Sequence[bool] = (False, True),
+        episodes: int = 200,
+        temperature: float = 0.4,
+        thought_tokens: int = 64,
+        batch_size: int = 32,
+    ) -> None:
+        """Scores untrained VLMs by models x action prompts x thought on or off: a table and a bar chart.
+
+        Writes ``prompting.json``, ``prompting.md`` and ``prompting.png`` into the run's folder. A cell of the table
+        that is finished is not played again, so the same command goes on where it was interrupted, and a command with
+        more models, action prompts or thoughts adds theirs.
+
+        Environment and prompt are those of ``data``, and so is ``data.max_reply_tokens``; episodes and replies are
+        drawn from ``seed_everything``; ``model.vlm`` says the type of the weights (``dtype``).
+
+        Args:
+            models: A list of VLMs, folders or hub names, such as [embedded, HuggingFaceTB/SmolVLM-256M-Instruct];
+                ``null`` takes ``model.vlm.name``.
+            action_prompts: agent: the VLM answers freely; minimum: its reply is begun with the tag; random: random
+                valid actions, the same for every model.
+            thoughts: Whether the prompt asks for a thought in front of the action.
+            episodes: Episodes of a cell, the same ones in each.
+            temperature: Of the replies; 0 is greedy.
+            thought_tokens: So many tokens more than ``data.max_reply_tokens`` for a reply with a thought.
+            batch_size: Episodes played at once; less where memory is short.
+        """
+        from lightning_vlmq.prompting import Prompting, print_sheet, write_report
+
+        vlm: Any = model.vlm
+        prompting = Prompting(
+            datamodule.environment,  # type: ignore[attr-defined]
+            datamodule.prompt,  # type: ignore[attr-defined]
+            episodes=episodes,
+            temperature=temperature,
+            max_reply_tokens=datamodule.max_reply_tokens,  # type: ignore[attr-defined]
+            thought_tokens=thought_tokens,
+            batch_size=batch_size,
+            seed=datamodule.run_seed,  # type: ignore[attr-defined]
+            dtype=str(vlm.token_embeddings().dtype).removeprefix("torch."),
+            device=self.strategy.root_device,
+        )
+        names = models or [vlm.name]
+        del model.vlm, vlm  # one model in memory at a time
+        sheet = prompting.run(self.default_root_dir, names, action_prompts, thoughts)
+        print_sheet(sheet)
+        if sheet.results:
+            print("wrote", *(str(path) for path in (sheet.path, *write_report(sheet))))
+        if sheet.failed:
+            raise ValueError(f"models: not played: {', '.join(sheet.failed)}; see why above; all others are done")
+
 
 class VLMQCLI(LightningCLI):
     """LightningCLI with one folder for a run: logs, checkpoints, ``config.yaml``, ``results.json``."""
@@ -81,7 +141,7 @@ class VLMQCLI(LightningCLI):
         """Names of subcommands and the arguments that the CLI fills in."""
         own = {"model", "datamodule"}
         known = {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
-        return {**known, "collect": own, "export": own}
+        return {**known, "collect": own, "export": own, "prompting": own}
 
     def before_instantiate_classes(self) -> None:
         """Places everything of the run into its folder."""

@@ -28,9 +28,9 @@ def wilson(share: float, trials: float) -> Interval:
 def share_interval(hits: Sequence[float], trials: Sequence[float]) -> Interval:
     """Interval of ``sum(hits) / sum(trials)``, counted in clusters: the replies of an episode are not independent.
 
-    Wilson's at the effective number of trials, ``p (1 - p)`` over the variance between clusters (Korn and Graubard 1998,
-    Survey Methodology 24), which is the number of trials itself where each cluster has one. Where all trials agree
-    nothing is known of that variance, and a cluster counts as one trial.
+    Wilson's at the effective number of trials, ``p (1 - p)`` over the variance between clusters (Korn and Graubard
+    1998, Survey Methodology 24), which is the number of trials itself where each cluster has one. Where all trials
+    agree nothing is known of that variance, and a cluster counts as one trial.
 
     Args:
         hits: Hits of each cluster.

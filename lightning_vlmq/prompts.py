@@ -11,10 +11,13 @@ from typing import Any, Literal, TypeAlias
 from lightning_vlmq.parsing import ActionParser, TagParser
 from lightning_vlmq.turns import Observation
 
-__all__ = ["ActionPrompt", "Messages", "PromptMethod", "forced_prefix"]
+__all__ = ["ActionPrompt", "AnyActionPrompt", "Messages", "PromptMethod", "forced_prefix"]
 
 ActionPrompt: TypeAlias = Literal["agent", "minimum"]
 """``agent``: the model answers freely; ``minimum``: its reply is begun with the parser's prefix."""
+
+AnyActionPrompt: TypeAlias = Literal["agent", "minimum", "random"]
+"""Also ``random``, which asks no model: a random valid action as text."""
 
 Messages: TypeAlias = list[dict[str, Any]]
 """Messages as ``apply_chat_template`` takes them."""

@@ -178,6 +178,23 @@ def test_collect_makes_demonstrations(run: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "data").glob("*.parquet"))
 
 
+def test_prompting_scores_untrained_models(tiny_folder: Path, tmp_path: Path) -> None:
+    common = [f"--config={CONFIGS / 'blackjack.yaml'}", f"--folder={tmp_path}", "--episodes=2", "--threads=1"]
+    common += ["--data.max_reply_tokens=6", "--thoughts=[true]", "--action_prompts=[minimum,random]"]
+    done = vlmq("prompting", *common, "--models=[embedded, ./nowhere]")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "vlmq: models: not played: ./nowhere; see why above; all others are done"
+    assert "./nowhere was not played: vlm.name: './nowhere' is no folder with a config.json" in done.stdout
+    done = vlmq("prompting", *common, f"--models=[embedded, {tiny_folder}]")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "prompting.json").read_text())
+    models = [(cell["model"], cell["action_prompt"], cell["thought"]) for cell in found["cells"]]
+    assert models == [("", "random", False), ("embedded", "minimum", True), (str(tiny_folder), "minimum", True)]
+    assert (found["settings"]["env"], found["settings"]["max_reply_tokens"]) == ("Blackjack", 6)
+    assert (tmp_path / "prompting.md").read_text().count("| minimum | on |") == 4  # two models in two tables
+    assert (tmp_path / "prompting.png").is_file()
+
+
 def test_blackjack_is_fitted_and_scored_exactly(tiny_folder: Path, tmp_path: Path) -> None:
     config = shrunk("blackjack.yaml", tiny_folder, tmp_path)
     done = vlmq("fit", f"--config={config}", f"--folder={tmp_path}", *SMALL)

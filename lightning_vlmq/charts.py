@@ -13,6 +13,7 @@ _FINE = 2  # drawn so many times larger and shrunk: smooth edges
 _LEFT, _RIGHT, _TOP, _LINE = 76, 24, 52, 20
 _PLOT, _HEADROOM, _GAP = 220, 24, 34
 _BAR, _BAR_GAP, _GROUP_GAP = 40, 8, 44
+_NARROWEST = 760
 _INK, _GRID = "#333333", "#dddddd"
 
 
@@ -69,7 +70,7 @@ def bar_chart(
         x_label: What the groups are.
     """
     slots = [_slot(max(len(panel.groups[i]) for panel in panels)) for i in range(len(groups))]
-    width = max(680, _LEFT + sum(slots) + _RIGHT)
+    width = max(_NARROWEST, _LEFT + sum(slots) + _RIGHT)
     spare = (width - _LEFT - _RIGHT - sum(slots)) / len(slots)
     edges = list(itertools.accumulate((slot + spare for slot in slots), initial=float(_LEFT)))
     names = [_wrapped(name, slot + spare - 10) for name, slot in zip(groups, slots, strict=True)]
@@ -120,9 +121,13 @@ def _draw_panel(
             canvas.line(centre, height(bar.low), centre, height(bar.high), _INK, 1.5)
             for end in (bar.low, bar.high):
                 canvas.line(centre - 5, height(end), centre + 5, height(end), _INK, 1.5)
-            canvas.text(centre, height(bar.high) - 5, f"{100 * bar.share:.0f} %", 12, "ms")
+            canvas.text(centre, height(bar.high) - 5, _percent(bar.share), 12, "ms")
         for number, line in enumerate(lines):
-            canvas.text(middle, bottom + 8 + _LINE * number, line, 13, "mt")
+            canvas.text(middle, bottom + 5 + _LINE * number, line, 13, "ma")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}".removesuffix(".0") + " %"
 
 
 def _slot(bars: int) -> int:
@@ -186,8 +191,9 @@ class _Canvas:
         pen, stripe = ImageDraw.Draw(fill), 6 * _FINE
         if series.hatched:
             for start in range(-fill.height - stripe, fill.width, stripe):
-                pen.line([start, fill.height, start + fill.height, 0], series.colour, round(1.6 * _FINE))
-        pen.rectangle([0, 0, fill.width - 1, fill.height - 1], outline=series.colour, width=round(1.5 * _FINE))
+                pen.line([start, fill.height, start + fill.height, 0], series.colour, 2 * _FINE)
+            if fill.height > stripe:  # an outline would hide the stripes of a low one
+                pen.rectangle([0, 0, fill.width - 1, fill.height - 1], outline=series.colour, width=2 * _FINE)
         self._image.paste(fill, (left, upper))
 
     def finished(self) -> Image.Image:

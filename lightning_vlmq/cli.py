@@ -95,7 +95,7 @@ class VLMQTrainer(L.Trainer):
                 ``null`` takes ``model.vlm.name``.
             action_prompts: agent: the VLM answers freely; minimum: its reply is begun with the tag; random: random
                 valid actions, the same for every model.
-            thoughts: Whether the prompt asks for a thought in front of the action.
+            thoughts: Whether the prompt asks for a thought in front of the action (to which minimum leaves no room).
             episodes: Episodes of a cell, the same ones in each.
             temperature: Of the replies; 0 is greedy.
             thought_tokens: So many tokens more than ``data.max_reply_tokens`` for a reply with a thought.

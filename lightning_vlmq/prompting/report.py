@@ -95,13 +95,13 @@ def _labels(sheet: Sheet) -> dict[str, str]:
     """The shortest end of each model's path that no other one has."""
     models = dict.fromkeys([*(cell.model for cell in sheet.results if cell.model), *sheet.failed])
     parts = {model: model.rstrip("/").split("/") for model in models if model}
-    labels = {"": "any", **dict.fromkeys(parts, "")}
+    labels = {"": "no model", **dict.fromkeys(parts, "")}
     for depth in range(1, 1 + max((len(each) for each in parts.values()), default=0)):
         ends = {model: "/".join(each[-depth:]) for model, each in parts.items()}
         for model, end in ends.items():
             if not labels[model] and list(ends.values()).count(end) == 1:
                 labels[model] = end
-    return labels
+    return {model: label or model for model, label in labels.items()}
 
 
 def _rows(sheet: Sheet) -> list[list[str]]:
@@ -166,7 +166,9 @@ def _chart(sheet: Sheet) -> Image.Image:
         Panel("Success: goal reached", "share of episodes", bars("goal_reached")),
     ]
     names = [_labels(sheet)[model] for model in groups]
-    return bar_chart(_title(sheet), [_SERIES[kind] for kind in kinds], names, panels, "model (bars: 95 % intervals)")
+    return bar_chart(
+        _title(sheet), [_SERIES[kind] for kind in kinds], names, panels, "model (whiskers: 95 % intervals)"
+    )
 
 
 def _kind(cell: Cell) -> tuple[AnyActionPrompt, bool]:

@@ -2,15 +2,20 @@
 
 import math
 import sys
-from collections.abc import Iterable, Mapping
-from typing import TypedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, TypedDict
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
+from lightning_vlmq.intervals import Interval, mean_interval, share_interval
 from lightning_vlmq.turns import Episode
 
-__all__ = ["Scores", "print_scores", "score_episodes"]
+__all__ = ["EpisodeScores", "Scores", "episode_intervals", "print_scores", "score_episodes"]
 
 
 class Scores(TypedDict):
@@ -30,26 +35,90 @@ class Scores(TypedDict):
     mean_length: float
 
 
+class EpisodeScores(Metric):
+    """Scores of episodes with 95 % intervals; under DDP of those of all ranks, who may have played unequally many.
+
+    ``compute`` returns :class:`Scores` and the intervals of those that have one, by name.
+    """
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[Tensor]
+        self.add_state("rows", [], dist_reduce_fx="cat")
+
+    def update(self, episodes: Iterable[Episode]) -> None:
+        """Adds complete episodes; a rank without any says so."""
+        rows = torch.tensor(_rows(episodes), dtype=torch.float64, device=self.device)
+        self.rows.append(rows.view(-1, len(_Row._fields)))
+
+    def compute(self) -> tuple[Scores, dict[str, Interval]]:
+        """Scores and intervals.
+
+        Raises:
+            ValueError: There is no episode with a reply.
+        """
+        rows = [_Row(*row) for row in dim_zero_cat(self.rows).tolist()]
+        return _scores(rows), _intervals(rows)
+
+
+class _Row(NamedTuple):
+    """What counts of an episode."""
+
+    replies: float
+    valid: float
+    goal: float
+    env_return: float
+    shaped_return: float
+
+
 def score_episodes(episodes: Iterable[Episode]) -> Scores:
     """Scores of complete episodes; shares are of episodes, syntax accuracy is of replies.
 
     Raises:
         ValueError: There is no episode with a reply.
     """
-    rows = [e for e in episodes if len(e)]
+    return _scores(_rows(episodes))
+
+
+def episode_intervals(episodes: Iterable[Episode]) -> dict[str, Interval]:
+    """95 % intervals of :func:`score_episodes`, by name; empty for less than two episodes."""
+    return _intervals(_rows(episodes))
+
+
+def _rows(episodes: Iterable[Episode]) -> list[_Row]:
+    return [_Row(len(e), e.valid_replies, e.goal, e.env_return, e.shaped_return) for e in episodes if len(e)]
+
+
+def _scores(rows: Sequence[_Row]) -> Scores:
     if not rows:
         raise ValueError("there are no complete episodes to score; collect or play some first")
-    count, turns = len(rows), sum(len(e) for e in rows)
+    count, turns = len(rows), int(sum(row.replies for row in rows))
     return Scores(
         episodes=count,
         turns=turns,
-        syntax_accuracy=sum(e.valid_replies for e in rows) / turns,
-        goal_reached=sum(e.goal for e in rows) / count,
-        return_above_0=sum(e.env_return > 0 for e in rows) / count,
-        mean_return=math.fsum(e.env_return for e in rows) / count,
-        mean_shaped_return=math.fsum(e.shaped_return for e in rows) / count,
+        syntax_accuracy=sum(row.valid for row in rows) / turns,
+        goal_reached=sum(row.goal for row in rows) / count,
+        return_above_0=sum(row.env_return > 0 for row in rows) / count,
+        mean_return=math.fsum(row.env_return for row in rows) / count,
+        mean_shaped_return=math.fsum(row.shaped_return for row in rows) / count,
         mean_length=turns / count,
     )
+
+
+def _intervals(rows: Sequence[_Row]) -> dict[str, Interval]:
+    if len(rows) < 2:
+        return {}
+    ones, replies = [1.0] * len(rows), [row.replies for row in rows]
+    return {
+        "syntax_accuracy": share_interval([row.valid for row in rows], replies),
+        "goal_reached": share_interval([row.goal for row in rows], ones),
+        "return_above_0": share_interval([float(row.env_return > 0) for row in rows], ones),
+        "mean_return": mean_interval([row.env_return for row in rows], ones),
+        "mean_shaped_return": mean_interval([row.shaped_return for row in rows], ones),
+        "mean_length": mean_interval(replies, ones),
+    }
 
 
 _COLUMNS = {

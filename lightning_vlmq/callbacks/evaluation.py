@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from rich.progress import track
 
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.envs.agent import AgentEnv
-from lightning_vlmq.evaluation import Scores, print_scores, score_episodes
+from lightning_vlmq.evaluation import EpisodeScores, Scores, print_scores, score_episodes
 from lightning_vlmq.files import write_atomic
 from lightning_vlmq.policy import VLMPolicy
 from lightning_vlmq.rollout import play
 from lightning_vlmq.scoreboards import Scoreboard
+from lightning_vlmq.turns import Episode
 
 __all__ = ["EpisodeEvaluation", "Report"]
 
@@ -26,10 +27,11 @@ class EpisodeEvaluation(L.Callback):
 
     Needs a DataModule with an ``encoder``, such as :class:`~lightning_vlmq.datamodules.Demonstrations`.
 
-    The episodes' seeds lie apart from those of demonstrations, and nothing played here is stored.
+    The episodes' seeds lie apart from those of demonstrations, and nothing played here is stored. Ranks share the
+    episodes. 95 % intervals are logged as ``eval/..._low`` and ``eval/..._high``.
 
     Args:
-        episodes: Episodes to play.
+        episodes: Episodes to play, on all ranks together.
         temperature: Of the replies; 0 is greedy.
         scoreboards: Exact scores of the greedy policy, logged as ``exact/...``.
         environment: Where to play; the DataModule's environment if ``None``.
@@ -65,10 +67,17 @@ class EpisodeEvaluation(L.Callback):
         self._play(trainer, pl_module)
 
     def _play(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        scores = _scores(trainer, self.environment, self.episodes, self.temperature, seed=self.seed)
-        for name, value in scores.items():
-            if name not in ("episodes", "turns"):
-                pl_module.log(f"eval/{name}", float(value), sync_dist=True)  # type: ignore[arg-type]
+        rank, ranks = trainer.global_rank, trainer.world_size
+        seeds = range(self.seed + rank, self.seed + self.episodes, ranks)  # none, where there are more ranks
+        metric = EpisodeScores().to(pl_module.device)
+        metric.update(
+            _episodes(trainer, self.environment, seeds, self.temperature, sampling=self.seed + 1_000_003 * rank)
+        )
+        scores, intervals = metric.compute()
+        logs: dict[str, float] = {k: v for k, v in scores.items() if k not in ("episodes", "turns")}  # type: ignore[misc]
+        for name, (low, high) in intervals.items():
+            logs |= {f"{name}_low": low, f"{name}_high": high}
+        pl_module.log_dict({f"eval/{name}": value for name, value in logs.items()})
         for board in self.scoreboards:
             encoder: TurnEncoder = trainer.datamodule.encoder  # type: ignore[attr-defined]
             for name, value in board(encoder, environment_of(trainer, self.environment)).items():
@@ -185,7 +194,19 @@ def _scores(
     seed: int,
     base: bool = False,
 ) -> Scores:
+    seeds = range(seed, seed + episodes)
+    return score_episodes(_episodes(trainer, environment, seeds, temperature, sampling=seed, base=base))
+
+
+def _episodes(
+    trainer: L.Trainer,
+    environment: AgentEnv | None,
+    seeds: Sequence[int],
+    temperature: float,
+    *,
+    sampling: int,
+    base: bool = False,
+) -> Iterator[Episode]:
     encoder: TurnEncoder = trainer.datamodule.encoder  # type: ignore[attr-defined]
-    policy = VLMPolicy(encoder, temperature=temperature, base=base, seed=seed)
-    seeds: Sequence[int] = range(seed, seed + episodes)
-    return score_episodes(play(environment_of(trainer, environment), [policy], seeds))
+    policy = VLMPolicy(encoder, temperature=temperature, base=base, seed=sampling)
+    return play(environment_of(trainer, environment), [policy], seeds)

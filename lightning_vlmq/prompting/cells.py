@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_vlmq.evaluation import Scores, score_episodes
+from lightning_vlmq.evaluation import Scores, episode_intervals, score_episodes
 from lightning_vlmq.files import write_atomic
-from lightning_vlmq.intervals import Interval, mean_interval, share_interval
+from lightning_vlmq.intervals import Interval, mean_interval
 from lightning_vlmq.prompts import AnyActionPrompt
 from lightning_vlmq.turns import Episode
 
@@ -67,19 +67,13 @@ def score_cell(episodes: Sequence[Episode], base: str = "", seconds: float = 0.0
         seconds: Time it took.
     """
     turns = [turn for episode in episodes for turn in episode.turns if turn.reply is not None]
-    ones, lengths = [1] * len(episodes), [len(episode) for episode in episodes]
+    lengths = [len(episode) for episode in episodes]
     tokens = [sum(len(turn.log_probs) for turn in episode.turns) for episode in episodes]
     return Result(
         scores=score_episodes(episodes),
         tokens_a_reply=sum(tokens) / len(turns),
         cut=sum(turn.cut for turn in turns) / len(turns),
-        intervals={
-            "syntax_accuracy": share_interval([episode.valid_replies for episode in episodes], lengths),
-            "goal_reached": share_interval([episode.goal for episode in episodes], ones),
-            "return_above_0": share_interval([episode.env_return > 0 for episode in episodes], ones),
-            "mean_return": mean_interval([episode.env_return for episode in episodes], ones),
-            "tokens_a_reply": mean_interval(tokens, lengths),
-        },
+        intervals=episode_intervals(episodes) | {"tokens_a_reply": mean_interval(tokens, lengths)},
         replies=Counter(turn.reply or "" for turn in turns).most_common(3),
         base=base,
         seconds=round(seconds, 1),

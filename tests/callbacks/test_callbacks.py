@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from lightning_vlmq import VLM, VLMQ, AgentEnv, Demonstrations, EpisodeEvaluation, Report, TargetCriticEMA
 from lightning_vlmq.callbacks import Schedule
 from lightning_vlmq.envs import NumberLine
-from lightning_vlmq.evaluation import score_episodes
+from lightning_vlmq.evaluation import EpisodeScores, episode_intervals, score_episodes
+from lightning_vlmq.intervals import wilson
 from lightning_vlmq.scoreboards import NumberLineScoreboard
 from lightning_vlmq.turns import Episode, Observation, Turn
 
@@ -80,14 +81,13 @@ def test_scores_of_episodes_by_hand() -> None:
         ]
         return Episode((*turns, Turn("e", "x", len(turns), Observation())))
 
-    scores = score_episodes(
-        [
-            episode((0, 0, True, False), (1, 1, True, True)),  # goal, return 1
-            episode((-1, -1, True, False), (0, -2, False, False), (1, 1, True, True)),  # goal, but return 0
-            episode((0, -2, False, False), (0, -2, False, False), (0, -12, False, False)),
-            Episode(),
-        ]
-    )
+    episodes = [
+        episode((0, 0, True, False), (1, 1, True, True)),  # goal, return 1
+        episode((-1, -1, True, False), (0, -2, False, False), (1, 1, True, True)),  # goal, but return 0
+        episode((0, -2, False, False), (0, -2, False, False), (0, -12, False, False)),
+        Episode(),
+    ]
+    scores = score_episodes(episodes)
     assert scores == {
         "episodes": 3,
         "turns": 8,
@@ -98,6 +98,12 @@ def test_scores_of_episodes_by_hand() -> None:
         "mean_shaped_return": pytest.approx((1 - 2 - 16) / 3),
         "mean_length": pytest.approx(8 / 3),
     }
+    metric = EpisodeScores()
+    metric.update(episodes[:1])
+    metric.update(episodes[1:])
+    assert metric.compute() == (scores, episode_intervals(episodes))
+    assert episode_intervals(episodes)["goal_reached"] == pytest.approx(wilson(2 / 3, 3))
+    assert episode_intervals(episodes[:1]) == {}
     with pytest.raises(ValueError, match="no complete episodes"):
         score_episodes([])
 

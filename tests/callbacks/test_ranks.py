@@ -10,8 +10,27 @@ SCRIPT = """
 import sys
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning_vlmq import VLM, VLMQ, AgentEnv, OfflineToOnline, OnlineCollector, TargetCriticEMA
+from lightning_vlmq import VLM, VLMQ, AgentEnv, EpisodeEvaluation, OfflineToOnline, OnlineCollector, TargetCriticEMA
 from lightning_vlmq.envs import NumberLine
+from lightning_vlmq.evaluation import EpisodeScores
+from lightning_vlmq.turns import Episode, Observation, Turn
+
+class Unequal(L.Callback):  # the first rank has a long and a short episode, the other one has none
+    def on_train_end(self, trainer, module):
+        def episode(*rewards):
+            rows = enumerate(rewards)
+            turns = [Turn("e", "x", i, Observation(), reply="r", env_reward=r, valid=True) for i, r in rows]
+            return Episode((*turns, Turn("e", "x", len(turns), Observation())))
+
+        metric = EpisodeScores()
+        metric.update([episode(0.0, 0.0, 1.0), episode(-1.0)] if trainer.global_rank == 0 else [])
+        scores, intervals = metric.compute()
+        assert (scores["episodes"], scores["turns"], scores["return_above_0"]) == (2, 4, 0.5), scores
+        assert 0 < intervals["return_above_0"][0] < 0.5 < intervals["return_above_0"][1] < 1
+        found = trainer.callback_metrics
+        assert found["eval/syntax_accuracy_low"] <= found["eval/syntax_accuracy"] <= found["eval/syntax_accuracy_high"]
+        assert found["eval/mean_length"] == 3.0, found  # the tiny VLM's replies are all invalid
+        print("checked", trainer.global_rank, file=sys.stderr)
 
 if __name__ == "__main__":
     vlm, folder, epochs, checkpoint = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
@@ -25,7 +44,10 @@ if __name__ == "__main__":
     L.Trainer(
         accelerator="cpu", devices=2, strategy="ddp", max_epochs=epochs, default_root_dir=folder, logger=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        callbacks=[TargetCriticEMA(), OnlineCollector(environments=3, steps=11, epsilon=1.0), keep],
+        callbacks=[
+            TargetCriticEMA(), OnlineCollector(environments=3, steps=11, epsilon=1.0), keep,
+            EpisodeEvaluation(episodes=2 if checkpoint else 3), Unequal(),
+        ],
     ).fit(module, data, ckpt_path=checkpoint or None)
 """
 
@@ -39,6 +61,7 @@ def test_ranks_play_apart_and_resume_together(tiny_folder: Path, tmp_path: Path)
         command = [sys.executable, str(script), str(tiny_folder), str(tmp_path), str(epochs), checkpoint]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stderr.count("checked") == 2
         stores = [TurnStore(tmp_path / "experience" / f"rank-{rank}") for rank in range(2)]
         return [{episode.turns[0].seed: len(episode) for episode in store.episodes()} for store in stores]
 

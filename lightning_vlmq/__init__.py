@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from lightning_vlmq.batches import TokenBatch, TurnEncoder
     from lightning_vlmq.callbacks import (
         EpisodeEvaluation,
+        Inspection,
         OnlineCollector,
         RandomState,
         Report,
@@ -30,6 +31,7 @@ __all__ = [
     "Demonstrations",
     "Episode",
     "EpisodeEvaluation",
+    "Inspection",
     "Observation",
     "OfflineToOnline",
     "OnlineCollector",
@@ -53,6 +55,7 @@ _ROOMS = {
     "Demonstrations": "datamodules",
     "Episode": "turns",
     "EpisodeEvaluation": "callbacks",
+    "Inspection": "callbacks",
     "Observation": "turns",
     "OfflineToOnline": "datamodules",
     "OnlineCollector": "callbacks",

@@ -54,7 +54,7 @@ class EpisodeEvaluation(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Checks that there is something to play."""
-        _check_playable(trainer, self.environment)
+        check_playable(trainer, self.environment)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Plays and logs."""
@@ -122,7 +122,7 @@ class Report(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Checks that there is something to play."""
-        _check_playable(trainer, self.environment)
+        check_playable(trainer, self.environment)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Notes where the checkpoint stands: a trainer that only tests counts no steps."""
@@ -170,10 +170,12 @@ class Report(L.Callback):
             logger.log_metrics(metrics, step=step)
 
 
-def _check_playable(trainer: L.Trainer, environment: AgentEnv | None) -> None:
-    """Says at the start, not after an epoch, what these callbacks lack."""
+def check_playable(trainer: L.Trainer, environment: AgentEnv | None) -> None:
+    """Says at the start, not after an epoch, what callbacks that play lack."""
     if not hasattr(trainer.datamodule, "encoder"):  # type: ignore[attr-defined]
-        raise ValueError("EpisodeEvaluation and Report need a DataModule with an `encoder`, such as Demonstrations")
+        raise ValueError(
+            "EpisodeEvaluation, Inspection and Report need a DataModule with an `encoder`, such as Demonstrations"
+        )
     environment_of(trainer, environment)
 
 

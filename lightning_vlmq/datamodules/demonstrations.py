@@ -182,9 +182,8 @@ class Demonstrations(L.LightningDataModule):
             yield self._draw(self.training_rows, 0, number * ranks + rank, self.augmentation)
 
     def _validation_batches(self) -> Iterator[TokenBatch]:
-        rows = self.validation_rows if len(self.validation_rows) else self.training_rows
         for number in itertools.count():
-            yield self._draw(rows, 1, number)
+            yield self._draw(self._held_out_rows, 1, number)
 
     def _draw(self, rows: Rows, part: int, number: int, augmentation: Augmentation | None = None) -> TokenBatch:
         """The batch of that number, counted over all ranks."""
@@ -205,7 +204,23 @@ class Demonstrations(L.LightningDataModule):
         orders = {n: _permutation(size, self.run_seed, part, n) for n in np.unique(passes).tolist()}
         return np.array([orders[n][place] for n, place in zip(passes.tolist(), places, strict=True)])
 
+    def held_out(self, count: int) -> list[tuple[Turn, Turn]]:
+        """Held-out turns and the rows after them, spread evenly and the same each time, to look at.
+
+        Args:
+            count: How many at most.
+        """
+        rows = self._held_out_rows
+        places = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(np.int64))
+        return [(self.store[row], self.store[row + 1]) for row in rows[places].tolist()]
+
     # -- parts ----------------------------------------------------------------------------------------------
+
+    @property
+    def _held_out_rows(self) -> Rows:
+        """What validation shows: the training turns where none are held out."""
+        rows: Rows = self.validation_rows if len(self.validation_rows) else self.training_rows
+        return rows
 
     def _vlm(self) -> Any:
         module = self.trainer.lightning_module if self.trainer else None

@@ -8,7 +8,7 @@ from lightning_vlmq.losses.critic import td_loss
 from lightning_vlmq.losses.expectation import Support, action_probability, advantage, expectation, policy_support
 from lightning_vlmq.losses.filters import advantage_filter, exponential_filter, guarded_threshold
 from lightning_vlmq.losses.reductions import turn_mean
-from lightning_vlmq.losses.targets import last_token, token_rewards_and_discounts, tree_backup
+from lightning_vlmq.losses.targets import last_token, realised_returns, token_rewards_and_discounts, tree_backup
 
 __all__ = [
     "Support",
@@ -22,6 +22,7 @@ __all__ = [
     "last_token",
     "max_q_loss",
     "policy_support",
+    "realised_returns",
     "td_loss",
     "token_log_probs",
     "token_rewards_and_discounts",

@@ -7,7 +7,7 @@ with reward 0, the last one to the next turn's prompt with the environment's rew
 import torch
 from torch import Tensor
 
-__all__ = ["last_token", "token_rewards_and_discounts", "tree_backup"]
+__all__ = ["last_token", "realised_returns", "token_rewards_and_discounts", "tree_backup"]
 
 
 def last_token(mask: Tensor) -> Tensor:
@@ -37,6 +37,21 @@ def token_rewards_and_discounts(
     # not where(mask, in_turn_discount, 0): two plain numbers take the default type, and .995 is .9961 in bfloat16
     discount_t = torch.where(last, ending, in_turn_discount * mask.float())
     return r_t, discount_t
+
+
+def realised_returns(r_t: Tensor, discount_t: Tensor) -> Tensor:
+    """What really came, discounted ``[N]``: G^i = r^i + discount^i G^{i+1}, without any value.
+
+    Args:
+        r_t: Rewards of an episode's tokens in order, over all of its turns ``[N]``.
+        discount_t: Their discounts ``[N]``; 0 at the last token of an episode that ended for good.
+    """
+    returns = torch.zeros_like(r_t)
+    following = r_t.new_zeros(())
+    for i in range(len(r_t) - 1, -1, -1):
+        following = r_t[i] + discount_t[i] * following
+        returns[i] = following
+    return returns
 
 
 @torch.no_grad()

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_vlmq.batches import TokenBatch
+from lightning_vlmq.modules.judgement import Judgement, language_judgement
 from lightning_vlmq.modules.optim import clip_groups
 from lightning_vlmq.vlm import VLM
 
@@ -17,7 +19,8 @@ class AgentModule(L.LightningModule):
     """A LightningModule around a VLM whose frozen base stays out of checkpoints.
 
     An algorithm adds ``training_step`` and ``configure_optimizers``, for which ``make_optimizer`` of
-    ``lightning_vlmq.modules.optim`` helps, and calls ``super()`` where it overrides a hook of checkpoints.
+    ``lightning_vlmq.modules.optim`` helps, and calls ``super()`` where it overrides a hook of checkpoints. One with a
+    critic overrides ``judge``, too.
 
     Args:
         vlm: The model with its adapter.
@@ -68,6 +71,20 @@ class AgentModule(L.LightningModule):
                 f"{what} is {value.item()} at step {self.global_step} ({where}not finite: {bad}); "
                 f"lower the learning rates, or look at the rewards; earlier checkpoints are untouched"
             )
+
+    # -- to look at -----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def judge(self, batch: TokenBatch, alternatives: int = 3) -> Judgement:
+        """What the module makes of each reply token, without dropout: here the language head's part of it.
+
+        Args:
+            batch: The batch, on the module's device.
+            alternatives: Other tokens to name at each place, the likeliest ones.
+        """
+        with self.vlm.inference():
+            logits = self.vlm.logits(batch.predicting(self.vlm.hidden(batch.inputs)))
+        return language_judgement(logits, batch.reply_ids, self.vlm.forbidden_ids, alternatives)
 
     # -- checkpoints ----------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from lightning_vlmq.losses import (
 )
 from lightning_vlmq.modules.base import AgentModule
 from lightning_vlmq.modules.diagnostics import diagnostics
+from lightning_vlmq.modules.judgement import CriticJudgement, Judgement, Verdict, language_judgement
 from lightning_vlmq.modules.optim import Group, make_optimizer
 from lightning_vlmq.modules.options import check_options
 from lightning_vlmq.normalisation import PopArt, Standardise
@@ -160,15 +161,7 @@ class VLMQ(AgentModule):
             loss = afsft_loss(log_pi, torch.ones_like(log_pi), batch.mask, imitate_weight)
             return loss, {"loss/actor": loss.detach(), "policy/log_prob": log_pi[batch.mask].mean().detach()}
 
-        support = self._support(heads.logits)
-        with torch.no_grad():
-            q_a = self.critic.q(heads.hidden, batch.reply_ids.unsqueeze(-1)).squeeze(-1)
-            q_support = self.critic.q(heads.hidden, support.ids)
-            adv = advantage(q_a, q_support, support, batch.reply_ids)
-        # the critic has no say on turns that it may not learn from: these are imitated as in SFT
-        judged = batch.mask & batch.td.unsqueeze(-1)
-        accepted, guarded = self._filter(adv, judged)
-        accepted = torch.where(judged, accepted, 1.0)
+        support, q_a, adv, accepted, guarded = self._verdict(batch, heads.hidden, heads.logits)
         if hp["actor"] == "max_q":
             actor = max_q_loss(
                 heads.logits, self.critic.q(heads.hidden.detach()), batch.mask, imitate_weight * batch.td
@@ -178,7 +171,7 @@ class VLMQ(AgentModule):
 
         targets = self._targets(batch, heads.hidden, support)
         if self.training:
-            self.critic.observe(heads.hidden, targets, judged, batch.weight)
+            self.critic.observe(heads.hidden, targets, batch.mask & batch.td.unsqueeze(-1), batch.weight)
         critic = td_loss(heads.prediction, self.critic.popart.normalise(targets), batch.mask, batch.weight * batch.td)
         loss = actor + hp["td_weight"] * critic
         logs = {"loss/actor": actor.detach(), "loss/critic": critic.detach()}
@@ -190,6 +183,46 @@ class VLMQ(AgentModule):
             if self.threshold is not None:
                 logs["filter/threshold"] = adv.new_tensor(self.threshold)
         return loss, logs
+
+    @torch.no_grad()
+    def judge(self, batch: TokenBatch, alternatives: int = 3) -> Judgement:
+        """What the heads and the filter make of each reply token, by the very lines that the losses take.
+
+        The guard looks at this batch as it does at a micro-batch of training. With ``td_weight`` 0 there is no critic.
+        """
+        hp = self.hparams
+        if hp["td_weight"] == 0:
+            return super().judge(batch, alternatives)
+        with self.vlm.inference():
+            heads = self(batch)
+        found = language_judgement(heads.logits, batch.reply_ids, self.vlm.forbidden_ids, alternatives)
+        support, q_a, adv, accepted, guarded = self._verdict(batch, heads.hidden, heads.logits)
+        others = found.alternatives
+        r_t, discount_t = self._rewards_and_discounts(batch)
+        critic = CriticJudgement(
+            q=q_a,
+            v=q_a - adv,
+            advantage=adv,
+            weight=None if hp["actor"] == "max_q" else accepted * batch.imitate.unsqueeze(-1),
+            threshold=self.threshold,
+            guarded=guarded,
+            q_alternatives=self.critic.q(heads.hidden, others),
+            share_alternatives=torch.stack([action_probability(support, ids) for ids in others.unbind(-1)], dim=-1),
+            r_t=r_t,
+            discount_t=discount_t,
+        )
+        return found._replace(critic=critic)
+
+    @torch.no_grad()
+    def _verdict(self, batch: TokenBatch, hidden: Tensor, logits: Tensor) -> Verdict:
+        """Values, advantages and the filter's weights of the reply's tokens."""
+        support = self._support(logits)
+        q_a = self.critic.q(hidden, batch.reply_ids.unsqueeze(-1)).squeeze(-1)
+        adv = advantage(q_a, self.critic.q(hidden, support.ids), support, batch.reply_ids)
+        # the critic has no say on turns that it may not learn from: these are imitated as in SFT
+        judged = batch.mask & batch.td.unsqueeze(-1)
+        accepted, guarded = self._filter(adv, judged)
+        return Verdict(support, q_a, adv, torch.where(judged, accepted, 1.0), guarded)
 
     def _support(self, logits: Tensor) -> Support:
         hp = self.hparams
@@ -226,9 +259,14 @@ class VLMQ(AgentModule):
         if batch.has_next.any():
             following[batch.has_next] = self._next_values(batch).to(v_t.dtype)
         v_t = torch.where(last, following.unsqueeze(-1), v_t)
-        inside = hp["gamma"] if hp["in_turn_discount"] is None else hp["in_turn_discount"]
-        r_t, discount_t = token_rewards_and_discounts(batch.reward, batch.terminated, batch.mask, hp["gamma"], inside)
+        r_t, discount_t = self._rewards_and_discounts(batch)
         return tree_backup(r_t, discount_t, v_t, q_a_t, pi_a_t, batch.mask, hp["trace"])
+
+    def _rewards_and_discounts(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """Of each token transition ``[B, T]``."""
+        hp = self.hparams
+        inside = hp["gamma"] if hp["in_turn_discount"] is None else hp["in_turn_discount"]
+        return token_rewards_and_discounts(batch.reward, batch.terminated, batch.mask, hp["gamma"], inside)
 
     @torch.no_grad()
     def _next_values(self, batch: TokenBatch) -> Tensor:

@@ -1,0 +1,221 @@
+"""Pictures in TensorBoard: what the agent plays, and what the critic thinks of each token."""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
+from PIL import Image
+from torch import nn
+
+from lightning_vlmq.batches import TurnEncoder
+from lightning_vlmq.callbacks.evaluation import check_playable, environment_of
+from lightning_vlmq.callbacks.records import QAndReturn, TurnValues, film_strips, q_and_returns, replies, turn_values
+from lightning_vlmq.drawing import draw_film, draw_plane, draw_tokens
+from lightning_vlmq.envs.agent import AgentEnv
+from lightning_vlmq.modules.base import AgentModule
+from lightning_vlmq.modules.judgement import Judgement
+from lightning_vlmq.policy import VLMPolicy
+from lightning_vlmq.rollout import play
+from lightning_vlmq.turns import Episode, Turn
+
+__all__ = ["Inspection"]
+
+_BATCH = 32
+"""Turns judged at once where nobody looks at the filter."""
+
+
+class Inspection(L.Callback):
+    """Shows at the end of every ``every_n_epochs``-th epoch what the agent does and what the critic thinks of it.
+
+    Pictures and histograms for each logger that takes them, such as TensorBoard's: played episodes as film strips;
+    replies token by token, those of held-out turns of the data and those just played, coloured by advantage, with Q, V,
+    probability, the filter's word and the likeliest alternatives; the critic's Q against what really came. With
+    ``td_weight`` 0 there is no critic to show.
+
+    Training goes on as it would without it: generators, modes and the order of the data are left as they were, and it
+    encodes pictures for itself. It runs on the first rank alone, which therefore must have the whole module (as with
+    DDP, not with sharded weights); the others wait for it in the next step. ``inspect/seconds`` is what it took.
+
+    Args:
+        every_n_epochs: How often.
+        episodes: Film strips.
+        turns: Turns shown token by token, of the data and of the film strips each.
+        temperature: Of the film strips' replies; 0 is greedy.
+        return_episodes: Episodes whose returns are compared with Q, played at temperature 1, as Q is of the policy that
+            samples; 0 leaves the comparison out.
+        environment: Where to play; the DataModule's environment if ``None``.
+        seed: First seed of the episodes, by default apart from those of evaluation, report and demonstrations.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        episodes: int = 4,
+        turns: int = 6,
+        temperature: float = 0.0,
+        return_episodes: int = 16,
+        environment: AgentEnv | None = None,
+        seed: int = 200_000,
+    ) -> None:
+        if every_n_epochs < 1 or episodes < 1 or turns < 1:
+            raise ValueError(
+                f"Inspection: every_n_epochs {every_n_epochs}, episodes {episodes} and turns {turns} must be at least 1"
+            )
+        if return_episodes < 0 or temperature < 0:
+            raise ValueError(
+                f"Inspection: return_episodes {return_episodes} and temperature {temperature} must not be below 0"
+            )
+        self.every_n_epochs = every_n_epochs
+        self.episodes = episodes
+        self.turns = turns
+        self.temperature = temperature
+        self.return_episodes = return_episodes
+        self.environment = environment
+        self.seed = seed
+        self._writers: list[Any] = []
+        self._encoder: TurnEncoder
+
+    # -- Lightning's hooks ----------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Checks that there is something to play and something to judge it."""
+        check_playable(trainer, self.environment)
+        if not isinstance(pl_module, AgentModule):
+            raise ValueError(f"Inspection needs an AgentModule, such as VLMQ, not {type(pl_module).__name__}")
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Looks for loggers that take pictures."""
+        self._writers = []
+        if not trainer.is_global_zero:
+            return
+        writers = [getattr(logger, "experiment", None) for logger in trainer.loggers]
+        self._writers = [writer for writer in writers if hasattr(writer, "add_image")]
+        if not self._writers:
+            rank_zero_warn("Inspection shows nothing: no logger takes pictures; give the trainer a TensorBoardLogger")
+            return
+        with isolate_rng():
+            # Of its own: encoded here first, among others, a picture would differ in its last digits for training.
+            shared: TurnEncoder = trainer.datamodule.encoder  # type: ignore[attr-defined]
+            self._encoder = TurnEncoder(shared.vlm, shared.prompt, max_reply_tokens=shared.max_reply_tokens)
+
+    @torch.no_grad()
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Plays, judges, draws and logs."""
+        if not self._writers or (trainer.current_epoch + 1) % self.every_n_epochs:
+            return
+        assert isinstance(pl_module, AgentModule)
+        begin, step = time.monotonic(), trainer.global_step
+        with isolate_rng(), _modes_kept(pl_module), trainer.precision_plugin.forward_context():
+            pictures, compared = self._look(trainer, pl_module)
+        histograms = {"q": [pair.q for pair in compared], "return": [pair.realised for pair in compared]}
+        for writer in self._writers:
+            for name, picture in pictures.items():
+                writer.add_image(f"inspect/{name}", np.asarray(picture), global_step=step, dataformats="HWC")
+            for name, values in histograms.items():
+                if values and hasattr(writer, "add_histogram"):
+                    writer.add_histogram(f"inspect/{name}", np.array(values), global_step=step)
+        for logger in trainer.loggers:
+            logger.log_metrics({"inspect/seconds": time.monotonic() - begin}, step=step)
+
+    # -- parts ----------------------------------------------------------------------------------------------
+
+    def _look(self, trainer: L.Trainer, module: AgentModule) -> tuple[dict[str, Image.Image], list[QAndReturn]]:
+        """The pictures by name, and Q beside returns."""
+        environment = environment_of(trainer, self.environment)
+        step = f"step {trainer.global_step}"
+        how = "greedily" if self.temperature == 0 else f"at temperature {self.temperature:g}"
+        played = self._play(environment, range(self.seed, self.seed + self.episodes), self.temperature)
+        film = draw_film(film_strips(played, self._encoder.prompt), f"{environment.name}, {step}: played {how}")
+        pictures = {"film": film}
+        turns = _pairs(played)
+        chosen = np.unique(np.linspace(0, len(turns) - 1, min(self.turns, len(turns))).round().astype(int)).tolist()
+        shown = {"played": (f"turns played {how}", [turns[place] for place in chosen])}
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if hasattr(data, "held_out") and (held_out := data.held_out(self.turns)):
+            shown["data"] = "held-out turns of the data", held_out
+        for name, (whose, pairs) in shown.items():
+            ids, judged = self._judge(module, pairs, alternatives=3)
+            rows = replies([turn for turn, _ in pairs], ids, judged, self._encoder)
+            pictures[f"tokens_{name}"] = draw_tokens(rows, f"{environment.name}, {step}: {whose}{_filter_in(judged)}")
+        if judged.critic is None or not self.return_episodes:
+            return pictures, []
+        compared, temperature = self._compare(module, environment), _temperature_of(module)
+        if compared:
+            title = f"{environment.name}, {step}: {len(compared)} turns played at temperature {temperature:g}"
+            pictures["q_and_return"] = _draw_compared(compared, title)
+        return pictures, compared
+
+    def _compare(self, module: AgentModule, environment: AgentEnv) -> list[QAndReturn]:
+        """Q and returns of other episodes; of those that the environment cut, the return is not known."""
+        first = self.seed + self.episodes
+        played = self._play(environment, range(first, first + self.return_episodes), _temperature_of(module))
+        ended = [episode for episode in played if episode.turns[-2].terminated]
+        pairs = _pairs(ended)
+        values: list[TurnValues] = []
+        for start in range(0, len(pairs), _BATCH):
+            ids, judged = self._judge(module, pairs[start : start + _BATCH], alternatives=1)
+            values += turn_values(ids, judged)
+        ends = np.cumsum([len(episode) for episode in ended]).tolist()
+        return [pair for a, b in itertools.pairwise([0, *ends]) for pair in q_and_returns(values[a:b])]
+
+    def _play(self, environment: AgentEnv, seeds: Sequence[int], temperature: float) -> list[Episode]:
+        """Episodes in the order of their seeds."""
+        policy = VLMPolicy(self._encoder, temperature=temperature, seed=self.seed)
+        return sorted(play(environment, [policy], seeds), key=lambda episode: episode.turns[0].seed)
+
+    def _judge(
+        self, module: AgentModule, pairs: Sequence[tuple[Turn, Turn]], alternatives: int
+    ) -> tuple[list[list[int]], Judgement]:
+        """Tokens of each turn's reply, and what the module makes of them, on the CPU."""
+        batch = move_data_to_device(self._encoder.batch(*zip(*pairs, strict=True)), module.device)
+        judged: Judgement = move_data_to_device(module.judge(batch, alternatives), torch.device("cpu"))
+        return [self._encoder.reply_ids(turn) for turn, _ in pairs], judged
+
+
+def _pairs(episodes: Sequence[Episode]) -> list[tuple[Turn, Turn]]:
+    """All turns with the rows after them."""
+    return [(e.turns[i], e.turns[i + 1]) for e in episodes for i in range(len(e))]
+
+
+def _temperature_of(module: AgentModule) -> float:
+    """Q is of this policy: what the greedy one gets is another quantity."""
+    return float(module.hparams.get("policy_temperature", 1.0))
+
+
+def _filter_in(judged: Judgement) -> str:
+    """What a title says of the filter."""
+    if judged.critic is None or judged.critic.weight is None:
+        return ""
+    if judged.critic.threshold is None:
+        return "; nothing is filtered yet"
+    return f"; threshold {judged.critic.threshold:g}" + (", lowered by the guard" if judged.critic.guarded else "")
+
+
+def _draw_compared(compared: Sequence[QAndReturn], title: str) -> Image.Image:
+    q, realised = zip(*compared, strict=True)
+    off = sum(q) / len(q) - sum(realised) / len(q)
+    note = f"mean Q {sum(q) / len(q):.2f}, mean return {sum(realised) / len(q):.2f}: "
+    note += f"Q is {abs(off):.2f} too {'high' if off > 0 else 'low'}"
+    return draw_plane(q, realised, ("Q of the turn's first token", "discounted return from there"), title, [note])
+
+
+@contextlib.contextmanager
+def _modes_kept(module: nn.Module) -> Iterator[None]:
+    """Each part trains behind this context if it did before it."""
+    modes = {part: part.training for part in module.modules()}
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training

@@ -1,0 +1,91 @@
+"""What a module makes of replies it is shown, token by token: to look at, not to learn from."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_vlmq.losses import Support, token_log_probs
+
+__all__ = ["CriticJudgement", "Judgement", "Verdict", "language_judgement"]
+
+
+class Verdict(NamedTuple):
+    """What a critic says of a batch's reply tokens, for the losses and for who looks at them; no gradient.
+
+    Attributes:
+        support: Tokens that ``V`` runs over, and their probabilities ``[B, T, S]``.
+        q_a: Values of the reply's tokens ``[B, T]``.
+        adv: Their advantages ``[B, T]``.
+        accepted: Their weights in the language loss ``[B, T]``, the turns' own masks left out.
+        guarded: True if the guard set the threshold, a scalar.
+    """
+
+    support: Support
+    q_a: Tensor
+    adv: Tensor
+    accepted: Tensor
+    guarded: Tensor
+
+
+class CriticJudgement(NamedTuple):
+    """The critic's part, in units of reward; no gradient.
+
+    Attributes:
+        q: Of the reply's tokens ``[B, T]``.
+        v: Of the states in which they were said ``[B, T]``.
+        advantage: Of the reply's tokens ``[B, T]``; the filter compares it with the threshold.
+        weight: In the language loss ``[B, T]``, 0 where the filter or the turn's ``imitate`` says no; ``None`` where
+            the actor imitates nothing.
+        threshold: The filter's; ``None`` filters nothing.
+        guarded: True if the guard lowered it for this batch, a scalar.
+        q_alternatives: Of the alternatives ``[B, T, K]``.
+        share_alternatives: Their probabilities in the expectation that ``v`` is ``[B, T, K]``; 0 for those left out.
+        r_t: Rewards of the token transitions ``[B, T]``.
+        discount_t: Their discounts ``[B, T]``.
+    """
+
+    q: Tensor
+    v: Tensor
+    advantage: Tensor
+    weight: Tensor | None
+    threshold: float | None
+    guarded: Tensor
+    q_alternatives: Tensor
+    share_alternatives: Tensor
+    r_t: Tensor
+    discount_t: Tensor
+
+
+class Judgement(NamedTuple):
+    """What a module makes of a batch's reply tokens; no gradient.
+
+    Attributes:
+        log_pi: Of the reply's tokens under the language head ``[B, T]``.
+        alternatives: The likeliest other tokens that generation may sample, ids ``[B, T, K]``.
+        log_pi_alternatives: Of these ``[B, T, K]``.
+        critic: The critic's part; ``None`` where nothing trains a critic.
+    """
+
+    log_pi: Tensor
+    alternatives: Tensor
+    log_pi_alternatives: Tensor
+    critic: CriticJudgement | None = None
+
+
+@torch.no_grad()
+def language_judgement(logits: Tensor, reply_ids: Tensor, forbidden_ids: Sequence[int], alternatives: int) -> Judgement:
+    """The language head's part.
+
+    Args:
+        logits: At the reply's tokens ``[B, T, V]``.
+        reply_ids: The tokens ``[B, T]``.
+        forbidden_ids: Tokens that generation never samples.
+        alternatives: K.
+    """
+    others = logits.float().scatter(-1, reply_ids.unsqueeze(-1), -torch.inf)
+    others[..., list(forbidden_ids)] = -torch.inf
+    ids = others.topk(alternatives, dim=-1).indices
+    found = [token_log_probs(logits, each) for each in ids.unbind(-1)]
+    return Judgement(token_log_probs(logits, reply_ids), ids, torch.stack(found, dim=-1))

@@ -48,9 +48,10 @@ class Inspection(L.Callback):
         every_n_epochs: How often.
         episodes: Film strips.
         turns: Turns shown token by token, of the data and of the film strips each.
-        temperature: Of the film strips' replies; 0 is greedy.
-        return_episodes: Episodes whose returns are compared with Q, played at temperature 1, as Q is of the policy that
-            samples; 0 leaves the comparison out.
+        temperature: Of the replies. 1 plays the policy whose values Q and V are (that of ``policy_temperature``), 0 the
+            greedy one that an evaluation plays, whose returns are not what Q predicts.
+        return_episodes: Episodes whose returns are compared with Q, those of the film strips among them; 0 leaves the
+            comparison out.
         environment: Where to play; the DataModule's environment if ``None``.
         seed: First seed of the episodes, by default apart from those of evaluation, report and demonstrations.
 
@@ -60,10 +61,10 @@ class Inspection(L.Callback):
 
     def __init__(
         self,
-        every_n_epochs: int = 1,
+        every_n_epochs: int = 2,
         episodes: int = 4,
         turns: int = 6,
-        temperature: float = 0.0,
+        temperature: float = 1.0,
         return_episodes: int = 16,
         environment: AgentEnv | None = None,
         seed: int = 200_000,
@@ -135,7 +136,10 @@ class Inspection(L.Callback):
         environment = environment_of(trainer, self.environment)
         step = f"step {trainer.global_step}"
         how = "greedily" if self.temperature == 0 else f"at temperature {self.temperature:g}"
-        played = self._play(environment, range(self.seed, self.seed + self.episodes), self.temperature)
+        policy = VLMPolicy(self._encoder, temperature=self.temperature, seed=self.seed)
+        seeds = range(self.seed, self.seed + max(self.episodes, self.return_episodes))
+        episodes = sorted(play(environment, [policy], seeds), key=lambda episode: episode.turns[0].seed)
+        played = episodes[: self.episodes]
         film = draw_film(film_strips(played, self._encoder.prompt), f"{environment.name}, {step}: played {how}")
         pictures = {"film": film}
         turns = _pairs(played)
@@ -150,17 +154,15 @@ class Inspection(L.Callback):
             pictures[f"tokens_{name}"] = draw_tokens(rows, f"{environment.name}, {step}: {whose}{_filter_in(judged)}")
         if judged.critic is None or not self.return_episodes:
             return pictures, []
-        compared, temperature = self._compare(module, environment), _temperature_of(module)
+        compared = self._compare(module, episodes[: self.return_episodes])
         if compared:
-            title = f"{environment.name}, {step}: {len(compared)} turns played at temperature {temperature:g}"
+            title = f"{environment.name}, {step}: {len(compared)} turns played {how}"
             pictures["q_and_return"] = _draw_compared(compared, title)
         return pictures, compared
 
-    def _compare(self, module: AgentModule, environment: AgentEnv) -> list[QAndReturn]:
-        """Q and returns of other episodes; of those that the environment cut, the return is not known."""
-        first = self.seed + self.episodes
-        played = self._play(environment, range(first, first + self.return_episodes), _temperature_of(module))
-        ended = [episode for episode in played if episode.turns[-2].terminated]
+    def _compare(self, module: AgentModule, episodes: Sequence[Episode]) -> list[QAndReturn]:
+        """Q and returns; of episodes that the environment cut, the return is not known."""
+        ended = [episode for episode in episodes if episode.turns[-2].terminated]
         pairs = _pairs(ended)
         values: list[TurnValues] = []
         for start in range(0, len(pairs), _BATCH):
@@ -168,11 +170,6 @@ class Inspection(L.Callback):
             values += turn_values(ids, judged)
         ends = np.cumsum([len(episode) for episode in ended]).tolist()
         return [pair for a, b in itertools.pairwise([0, *ends]) for pair in q_and_returns(values[a:b])]
-
-    def _play(self, environment: AgentEnv, seeds: Sequence[int], temperature: float) -> list[Episode]:
-        """Episodes in the order of their seeds."""
-        policy = VLMPolicy(self._encoder, temperature=temperature, seed=self.seed)
-        return sorted(play(environment, [policy], seeds), key=lambda episode: episode.turns[0].seed)
 
     def _judge(
         self, module: AgentModule, pairs: Sequence[tuple[Turn, Turn]], alternatives: int
@@ -186,11 +183,6 @@ class Inspection(L.Callback):
 def _pairs(episodes: Sequence[Episode]) -> list[tuple[Turn, Turn]]:
     """All turns with the rows after them."""
     return [(e.turns[i], e.turns[i + 1]) for e in episodes for i in range(len(e))]
-
-
-def _temperature_of(module: AgentModule) -> float:
-    """Q is of this policy: what the greedy one gets is another quantity."""
-    return float(module.hparams.get("policy_temperature", 1.0))
 
 
 def _filter_in(judged: Judgement) -> str:

@@ -57,33 +57,26 @@ def shorten(text: str, size: int, limit: int) -> str:
     return text + "…"
 
 
-def wrap(text: str, size: int, limit: int, lines: int, *, end: bool = False) -> list[str]:
+def wrap(text: str, size: int, limit: int, lines: int) -> list[str]:
     """Text in lines of at most ``limit`` pixels, broken at spaces where there are some.
 
     Args:
         text: Printable text.
         size: Of the font.
         limit: Pixels a line.
-        lines: Lines at most; what is too long gets an ellipsis.
-        end: True keeps the end of a text that is too long, not its beginning.
+        lines: Lines at most; the last one of a text that is too long ends with an ellipsis.
     """
     found: list[str] = []
     while text:
         fits = len(text)
         while fits > 1 and width(text[:fits], size) > limit:
             fits -= 1
-        space = text.rfind(" ", 1, fits) if fits < len(text) else -1
+        space = text.rfind(" ", 1, fits + 1) if fits < len(text) else -1
         cut = space if space > 0 else fits
         found.append(text[:cut])
         text = text[cut:].lstrip(" ")
     if len(found) <= lines:
         return found
-    if end:
-        kept = found[-lines:]
-        first = "…" + kept[0]
-        while width(first, size) > limit:
-            first = "…" + first[2:]
-        return [first, *kept[1:]]
     kept = found[:lines]
     return [*kept[:-1], shorten(kept[-1] + "…", size, limit)]
 

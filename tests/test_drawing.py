@@ -17,7 +17,7 @@ from lightning_vlmq.drawing import (
 )
 from lightning_vlmq.drawing.text import GREEN, RED, printable, shorten, thumbnail, width, wrap
 
-FULL_GREEN, FULL_RED = (90, 190, 110), (235, 100, 90)
+FULL_GREEN, FULL_RED = (110, 205, 130), (245, 130, 120)
 
 
 def _png(colour: str, size: tuple[int, int] = (60, 30)) -> bytes:
@@ -40,8 +40,8 @@ def test_colours_by_hand() -> None:
     assert advantage_colour(0.0, 2.0) == (255, 255, 255)
     assert advantage_colour(2.0, 2.0) == advantage_colour(7.0, 2.0) == FULL_GREEN
     assert advantage_colour(-2.0, 2.0) == advantage_colour(-7.0, 2.0) == FULL_RED
-    # a quarter of the scale has half of the shade: 255 - .5 (255 - 235), ...
-    assert advantage_colour(-0.5, 2.0) == (245, 178, 172)
+    # a quarter of the scale has half of the shade: 255 - .5 (255 - 245), ..., rounded to even
+    assert advantage_colour(-0.5, 2.0) == (250, 192, 188)
 
 
 def test_text_that_the_font_lacks_is_escaped() -> None:

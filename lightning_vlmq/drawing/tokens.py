@@ -34,6 +34,8 @@ _TITLE = 16
 _TOKEN = 15
 _SMALL = 12
 _PICTURE = 96
+_DARK_RED: Colour = (140, 0, 0)
+"""Still read where the cell is red."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ def advantage_colour(advantage: float, scale: float) -> Colour:
     The shade goes with the root: beside one large advantage small ones are still seen.
     """
     share = min(1.0, abs(advantage) / scale) ** 0.5
-    full = (90, 190, 110) if advantage > 0 else (235, 100, 90)
+    full = (110, 205, 130) if advantage > 0 else (245, 130, 120)
     red, green, blue = (round(255 + share * (part - 255)) for part in full)
     return red, green, blue
 
@@ -200,7 +202,7 @@ def _draw_reply(reply: Reply, scale: float | None) -> Image.Image:
 
 def _verdict(weight: float) -> tuple[str, Colour]:
     if weight == 0:
-        return "filtered", RED
+        return "filtered", _DARK_RED
     return ("imitated", GREEN) if weight == 1 else (f"weight {weight:.2f}", GREEN)
 
 

@@ -185,6 +185,16 @@ def _fit(
     return module
 
 
+class _Careless(NumberLine):
+    """Draws from the global generators."""
+
+    def step(self, action: Any) -> Any:
+        np.random.rand()  # noqa: NPY002
+        torch.rand(1)
+        random.random()
+        return super().step(action)
+
+
 class _Watch(L.Callback):
     """Notes generators, modes and pictures encoded where each batch begins."""
 
@@ -208,7 +218,7 @@ def _events(folder: Path) -> EventAccumulator:
 def test_training_is_the_same_and_the_pictures_are_there(demos: Path, tiny_folder: Path, tmp_path: Path) -> None:
     watches = [_Watch(), _Watch()]
     plain = _fit(tmp_path, demos, tiny_folder, [watches[0]])
-    inspection = Inspection(every_n_epochs=1, episodes=2, turns=3, return_episodes=3)
+    inspection = Inspection(every_n_epochs=1, episodes=2, turns=3, return_episodes=3, environment=AgentEnv(_Careless()))
     logger = TensorBoardLogger(tmp_path, name="", version="logs")
     inspected = _fit(tmp_path, demos, tiny_folder, [inspection, watches[1]], logger)
     assert watches[0].seen == watches[1].seen
@@ -227,8 +237,20 @@ def test_training_is_the_same_and_the_pictures_are_there(demos: Path, tiny_folde
 def test_sft_shows_probabilities_of_every_second_epoch_and_no_returns(
     demos: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
+    modes = []
+
+    class Still(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
+            module.vlm.hf.model.vision_model.eval()
+
+    class After(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
+            modes.append((module.training, module.vlm.training, module.vlm.hf.model.vision_model.training))
+
     logger = TensorBoardLogger(tmp_path, name="", version="logs")
-    _fit(tmp_path, demos, tiny_folder, [Inspection(episodes=1, turns=2, temperature=0.0)], logger, td_weight=0.0)
+    inspection = Inspection(episodes=1, turns=2, temperature=0.0)
+    _fit(tmp_path, demos, tiny_folder, [Still(), inspection, After()], logger, td_weight=0.0)
+    assert modes == [(True, True, False)] * 3  # a part that does not train does not begin to
     events = _events(tmp_path)
     assert set(events.Tags()["images"]) == {"inspect/film", "inspect/tokens_played", "inspect/tokens_data"}
     assert [image.step for image in events.Images("inspect/film")] == [4]

@@ -1,8 +1,13 @@
-"""Two processes on gloo: each plays its own episodes into its own store, and a resumed run finds both."""
+"""Two processes on gloo: each plays its own episodes into its own store, and a resumed run finds both.
+
+The first one draws pictures, and the other does not wait for it in vain.
+"""
 
 import subprocess
 import sys
 from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_vlmq import TurnStore
 
@@ -10,7 +15,9 @@ SCRIPT = """
 import sys
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning_vlmq import VLM, VLMQ, AgentEnv, EpisodeEvaluation, OfflineToOnline, OnlineCollector, TargetCriticEMA
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning_vlmq import VLM, VLMQ, AgentEnv, EpisodeEvaluation, Inspection, OfflineToOnline, OnlineCollector
+from lightning_vlmq import TargetCriticEMA
 from lightning_vlmq.envs import NumberLine
 from lightning_vlmq.evaluation import EpisodeScores
 from lightning_vlmq.turns import Episode, Observation, Turn
@@ -42,11 +49,13 @@ if __name__ == "__main__":
     )
     keep = ModelCheckpoint(folder + "/kept", filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     L.Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", max_epochs=epochs, default_root_dir=folder, logger=False,
+        accelerator="cpu", devices=2, strategy="ddp", max_epochs=epochs, default_root_dir=folder,
+        logger=TensorBoardLogger(folder, name="", version="logs"),
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
         callbacks=[
             TargetCriticEMA(), OnlineCollector(environments=3, steps=11, epsilon=1.0), keep,
             EpisodeEvaluation(episodes=2 if checkpoint else 3), Unequal(),
+            Inspection(episodes=1, turns=1, return_episodes=2),
         ],
     ).fit(module, data, ckpt_path=checkpoint or None)
 """
@@ -66,6 +75,9 @@ def test_ranks_play_apart_and_resume_together(tiny_folder: Path, tmp_path: Path)
         return [{episode.turns[0].seed: len(episode) for episode in store.episodes()} for store in stores]
 
     first, second = fit(2)
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    assert [image.step for image in events.Images("inspect/film")] == [6]  # once, not by both
     assert sum(first.values()) == sum(second.values()) == 2 * 3 * 11
     assert not set(first) & set(second)
     resumed = fit(2, str(tmp_path / "kept" / "epoch=0.ckpt"))

@@ -140,7 +140,8 @@ class Inspection(L.Callback):
         seeds = range(self.seed, self.seed + max(self.episodes, self.return_episodes))
         episodes = sorted(play(environment, [policy], seeds), key=lambda episode: episode.turns[0].seed)
         played = episodes[: self.episodes]
-        film = draw_film(film_strips(played, self._encoder.prompt), f"{environment.name}, {step}: played {how}")
+        title = f"{environment.name}, {step}: played {how}; rewards with penalties (the environment's own)"
+        film = draw_film(film_strips(played, self._encoder.prompt), title)
         pictures = {"film": film}
         turns = _pairs(played)
         chosen = np.unique(np.linspace(0, len(turns) - 1, min(self.turns, len(turns))).round().astype(int)).tolist()

@@ -66,7 +66,7 @@ def film_strips(episodes: Sequence[Episode], prompt: PromptMethod) -> list[Strip
         length = "1 turn" if len(episode) == 1 else f"{len(episode)} turns"
         title = f"{episode.turns[0].episode}: {length}, return {episode.shaped_return:.4g}"
         if episode.shaped_return != episode.env_return:
-            title += f" (own {episode.env_return:.4g})"
+            title += f" ({episode.env_return:.4g})"
         strips.append(Strip(title, elide(frames, *_FRAMES)))
     return strips
 

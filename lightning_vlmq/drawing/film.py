@@ -11,6 +11,7 @@ from lightning_vlmq.drawing.text import (
     PALE,
     RED,
     Colour,
+    elide,
     height,
     printable,
     shorten,
@@ -30,7 +31,8 @@ _TITLE = 16
 _REPLY = 15
 _SMALL = 13
 _PROMPT_LINES = 4
-_REPLY_LINES = 3
+_REPLY_LINES = (2, 2)
+"""First and last lines of a long reply: the action stands at its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,17 +131,17 @@ class _Lines:
         self.frame = frame
         inside = _WIDTH - 2 * _INSIDE
         self.lines: list[tuple[str, int, Colour]] = []
-        prompt = [line for text in frame.prompt for line in wrap(printable(text), _SMALL, inside, 99)]
+        prompt = [line for text in frame.prompt for line in wrap(printable(text), _SMALL, inside, 999)]
         if len(prompt) > _PROMPT_LINES:  # the end of it is what differs
             prompt = [shorten("… " + prompt[-_PROMPT_LINES], _SMALL, inside), *prompt[1 - _PROMPT_LINES :]]
         self.lines += [(line, _SMALL, GREY) for line in prompt]
         if frame.reply is not None:
-            said = wrap(printable(frame.reply) or "(nothing)", _REPLY, inside, _REPLY_LINES)
-            self.lines += [(line, _REPLY, BLACK) for line in said]
+            said = elide(wrap(printable(frame.reply) or "(nothing)", _REPLY, inside, 999), *_REPLY_LINES)
+            self.lines += [("…" if isinstance(line, int) else line, _REPLY, BLACK) for line in said]
             colour = GREEN if frame.reward > 0 else RED if frame.reward < 0 else BLACK
             reward = f"reward {frame.reward:+.4g}"
             if frame.reward != frame.env_reward:
-                reward += f" (own {frame.env_reward:+.4g})"
+                reward += f" ({frame.env_reward:+.4g})"
             self.lines.append(("valid", _SMALL, GREEN) if frame.valid else ("not valid", _SMALL, RED))
             self.lines.append((shorten(reward, _SMALL, inside), _SMALL, colour))
         if frame.outcome:

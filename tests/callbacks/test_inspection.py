@@ -39,7 +39,7 @@ def test_frames_show_what_differs_in_the_prompt_and_the_middle_is_left_out() -> 
     turns[7] = replace(turns[7], reward=-12.0, terminated=True)
     episode = Episode((*turns, Turn("e", "e-7", 8, observation(8))))
     (strip,) = film_strips([episode], PromptMethod())
-    assert strip.title == "e-7: 8 turns, return -11.5 (own 1)"
+    assert strip.title == "e-7: 8 turns, return -11.5 (1)"
     # nine frames with the end: the first three and the last three
     assert [frame if isinstance(frame, int) else frame.title for frame in strip.frames] == [
         "turn 0 (agent)",

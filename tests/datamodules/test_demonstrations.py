@@ -91,6 +91,22 @@ def test_held_out_episodes_are_whole_and_apart(vlm: VLM, tmp_path: Path) -> None
     assert 0.15 < share < 0.35
 
 
+def test_turns_to_look_at_are_held_out_ones_spread_evenly(vlm: VLM, tmp_path: Path) -> None:
+    data = _attach(_data(tmp_path, turns=1), vlm)
+    data.validation_rows = data.training_rows[[5, 7, 9, 20, 30]]
+    shown = [(turn.episode, turn.index) for turn, _ in data.held_out(3)]
+    assert shown == [
+        (data.store[row].episode, data.store[row].index) for row in data.training_rows[[5, 9, 30]].tolist()
+    ]
+    for turn, after in data.held_out(99):
+        assert (after.episode, after.index) == (turn.episode, turn.index + 1)
+    assert len(data.held_out(99)) == 5
+    data.validation_rows = data.validation_rows[:0]
+    assert len(data.held_out(99)) == 99  # of the training turns
+    data.training_rows = data.training_rows[:0]
+    assert data.held_out(3) == []
+
+
 def test_collection_is_reproducible_resumable_and_not_repeated(
     encoder: TurnEncoder, env: AgentEnv, tmp_path: Path
 ) -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_vlmq.losses import last_token, token_rewards_and_discounts, tree_backup
+from lightning_vlmq.losses import last_token, realised_returns, token_rewards_and_discounts, tree_backup
 
 INF, NAN = float("inf"), float("nan")
 MASK = torch.tensor([[True, True, True, False], [True, False, False, False], [False, False, False, False]])
@@ -11,6 +11,12 @@ MASK = torch.tensor([[True, True, True, False], [True, False, False, False], [Fa
 def test_last_token() -> None:
     assert last_token(MASK).int().tolist() == [[0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
     assert last_token(torch.ones(1, 2, dtype=torch.bool)).tolist() == [[False, True]]
+
+
+def test_realised_returns_begin_at_the_end() -> None:
+    # 4; 2 + .5 x 4; 0 + .25 x 4: an end in between lets nothing through
+    r_t, discount_t = torch.tensor([1.0, 0.0, 2.0, 4.0]), torch.tensor([0.0, 0.25, 0.5, 0.0])
+    assert realised_returns(r_t, discount_t).tolist() == [1, 1, 4, 4]
 
 
 def test_token_rewards_and_discounts() -> None:

@@ -188,11 +188,11 @@ def _fit(
 class _Careless(NumberLine):
     """Draws from the global generators."""
 
-    def step(self, action: Any) -> Any:
+    def reset(self, **options: Any) -> Any:
         np.random.rand()  # noqa: NPY002
         torch.rand(1)
         random.random()
-        return super().step(action)
+        return super().reset(**options)
 
 
 class _Watch(L.Callback):

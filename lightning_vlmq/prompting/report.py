@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from lightning_vlmq.charts import Bar, Panel, Series, bar_chart
+from lightning_vlmq.drawing.charts import Bar, Panel, Series, bar_chart
 from lightning_vlmq.files import write_atomic
 from lightning_vlmq.prompting.cells import Cell, Result, Sheet
 from lightning_vlmq.prompts import AnyActionPrompt

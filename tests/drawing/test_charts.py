@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lightning_vlmq.charts import Bar, Panel, Series, bar_chart
+from lightning_vlmq.drawing.charts import Bar, Panel, Series, bar_chart
 
 RED, BLUE = 0, 2
 

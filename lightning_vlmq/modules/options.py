@@ -13,6 +13,7 @@ def check_options(hp: Mapping[str, Any]) -> None:
         ("filter", ("advantage", "exponential")),
         ("critic", ("mlp", "embeddings")),
         ("critic_inputs", ("standardised", "raw")),
+        ("critic_states", ("adapted", "detached", "base")),
     ):
         if hp[name] not in choices:
             raise ValueError(f"{name} must be {' or '.join(choices)}, not {hp[name]!r}")

@@ -1,5 +1,6 @@
 """VLM Q-Learning: advantage-filtered supervised fine-tuning of one VLM with two token heads."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -39,7 +40,7 @@ __all__ = ["VLMQ"]
 class _Heads(NamedTuple):
     """What one forward returns, at reply positions only."""
 
-    hidden: Tensor  # [B, T, D]
+    states: Tensor  # [B, T, D], what the critic reads
     logits: Tensor  # [B, T, V]
     prediction: Tensor  # [B, T], normalised Q of the reply's tokens
 
@@ -67,6 +68,9 @@ class VLMQ(AgentModule):
         critic_width: Hidden units of the critic.
         critic_inputs: ``"standardised"`` scales each dimension of the hidden states by running statistics (ours);
             ``"raw"`` hands them over as they are (the paper).
+        critic_states: Whose hidden states the critic reads: ``"adapted"`` those of the language head, which then learn
+            from the critic's loss, too (the paper); ``"detached"`` the same without that; ``"base"`` those of the
+            frozen base: they stand still, for the price of a second forward pass.
         gamma: Discount from a turn's last token to the next turn.
         in_turn_discount: Discount per token inside a turn; ``null`` takes gamma.
         trace: lambda of the tree backup inside a turn; 0 is the paper's one-step target.
@@ -105,6 +109,7 @@ class VLMQ(AgentModule):
         critic: Literal["mlp", "embeddings"] = "mlp",
         critic_width: int = 400,
         critic_inputs: Literal["standardised", "raw"] = "standardised",
+        critic_states: Literal["adapted", "detached", "base"] = "adapted",
         gamma: float = 0.995,
         in_turn_discount: float | None = None,
         trace: float = 1.0,
@@ -147,9 +152,19 @@ class VLMQ(AgentModule):
 
     def forward(self, batch: TokenBatch) -> _Heads:
         """Hidden states of a batch's replies and both heads on them."""
-        hidden = batch.predicting(self.vlm.hidden(batch.inputs))
-        prediction = self.critic.q_normalised(hidden, batch.reply_ids.unsqueeze(-1)).squeeze(-1)
-        return _Heads(hidden, self.vlm.logits(hidden), prediction)
+        hidden = self.vlm.hidden(batch.inputs)
+        states = batch.predicting(self._critic_states(batch.inputs, hidden))
+        prediction = self.critic.q_normalised(states, batch.reply_ids.unsqueeze(-1)).squeeze(-1)
+        return _Heads(states, self.vlm.logits(batch.predicting(hidden)), prediction)
+
+    def _critic_states(self, inputs: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
+        """States that the critic reads, of the same shape as the language head's."""
+        if self.hparams["critic_states"] == "adapted":
+            return hidden
+        if self.hparams["critic_states"] == "detached":
+            return hidden.detach()
+        with torch.no_grad(), self.vlm.inference(), self.vlm.base():
+            return self.vlm.hidden(inputs)
 
     def losses(self, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Joint loss (eq. 7) and the quantities to log."""
@@ -161,17 +176,17 @@ class VLMQ(AgentModule):
             loss = afsft_loss(log_pi, torch.ones_like(log_pi), batch.mask, imitate_weight)
             return loss, {"loss/actor": loss.detach(), "policy/log_prob": log_pi[batch.mask].mean().detach()}
 
-        support, q_a, adv, accepted, guarded = self._verdict(batch, heads.hidden, heads.logits)
+        support, q_a, adv, accepted, guarded = self._verdict(batch, heads.states, heads.logits)
         if hp["actor"] == "max_q":
             actor = max_q_loss(
-                heads.logits, self.critic.q(heads.hidden.detach()), batch.mask, imitate_weight * batch.td
+                heads.logits, self.critic.q(heads.states.detach()), batch.mask, imitate_weight * batch.td
             )
         else:
             actor = afsft_loss(log_pi, accepted, batch.mask, imitate_weight)
 
-        targets = self._targets(batch, heads.hidden, support)
+        targets = self._targets(batch, heads.states, support)
         if self.training:
-            self.critic.observe(heads.hidden, targets, batch.mask & batch.td.unsqueeze(-1), batch.weight)
+            self.critic.observe(heads.states, targets, batch.mask & batch.td.unsqueeze(-1), batch.weight)
         critic = td_loss(heads.prediction, self.critic.popart.normalise(targets), batch.mask, batch.weight * batch.td)
         loss = actor + hp["td_weight"] * critic
         logs = {"loss/actor": actor.detach(), "loss/critic": critic.detach()}
@@ -196,7 +211,7 @@ class VLMQ(AgentModule):
         with self.vlm.inference():
             heads = self(batch)
         found = language_judgement(heads.logits, batch.reply_ids, self.vlm.forbidden_ids, alternatives)
-        support, q_a, adv, accepted, guarded = self._verdict(batch, heads.hidden, heads.logits)
+        support, q_a, adv, accepted, guarded = self._verdict(batch, heads.states, heads.logits)
         others = found.alternatives
         r_t, discount_t = self._rewards_and_discounts(batch)
         critic = CriticJudgement(
@@ -206,7 +221,7 @@ class VLMQ(AgentModule):
             weight=None if hp["actor"] == "max_q" else accepted * batch.imitate.unsqueeze(-1),
             threshold=self.threshold,
             guarded=guarded,
-            q_alternatives=self.critic.q(heads.hidden, others),
+            q_alternatives=self.critic.q(heads.states, others),
             share_alternatives=torch.stack([action_probability(support, ids) for ids in others.unbind(-1)], dim=-1),
             r_t=r_t,
             discount_t=discount_t,
@@ -214,11 +229,11 @@ class VLMQ(AgentModule):
         return found._replace(critic=critic)
 
     @torch.no_grad()
-    def _verdict(self, batch: TokenBatch, hidden: Tensor, logits: Tensor) -> Verdict:
+    def _verdict(self, batch: TokenBatch, states: Tensor, logits: Tensor) -> Verdict:
         """Values, advantages and the filter's weights of the reply's tokens."""
         support = self._support(logits)
-        q_a = self.critic.q(hidden, batch.reply_ids.unsqueeze(-1)).squeeze(-1)
-        adv = advantage(q_a, self.critic.q(hidden, support.ids), support, batch.reply_ids)
+        q_a = self.critic.q(states, batch.reply_ids.unsqueeze(-1)).squeeze(-1)
+        adv = advantage(q_a, self.critic.q(states, support.ids), support, batch.reply_ids)
         # the critic has no say on turns that it may not learn from: these are imitated as in SFT
         judged = batch.mask & batch.td.unsqueeze(-1)
         accepted, guarded = self._filter(adv, judged)
@@ -247,11 +262,11 @@ class VLMQ(AgentModule):
         return advantage_filter(adv, threshold), engaged
 
     @torch.no_grad()
-    def _targets(self, batch: TokenBatch, hidden: Tensor, support: Support) -> Tensor:
+    def _targets(self, batch: TokenBatch, states: Tensor, support: Support) -> Tensor:
         """TD targets ``[B, T]``: tree backup inside the turn, the next turn's value behind it."""
         hp = self.hparams
-        value = expectation(self.critic.q_target(hidden, support.ids), support)
-        q_a = self.critic.q_target(hidden, batch.reply_ids.unsqueeze(-1)).squeeze(-1)
+        value = expectation(self.critic.q_target(states, support.ids), support)
+        q_a = self.critic.q_target(states, batch.reply_ids.unsqueeze(-1)).squeeze(-1)
         pi_a = action_probability(support, batch.reply_ids)
         v_t, q_a_t, pi_a_t = (torch.cat([x[:, 1:], torch.zeros_like(x[:, :1])], dim=1) for x in (value, q_a, pi_a))
         last = batch.mask & ~torch.cat([batch.mask[:, 1:], torch.zeros_like(batch.mask[:, :1])], dim=1)
@@ -273,9 +288,10 @@ class VLMQ(AgentModule):
         """E_pi of the target critic at h'^0 ``[B']``, the VLM in inference mode (eq. 2)."""
         with self.vlm.inference():
             hidden = self.vlm.hidden(batch.next_inputs)
-        hidden = hidden[torch.arange(len(hidden), device=hidden.device), batch.next_positions]
-        support = self._support(self.vlm.logits(hidden))
-        return expectation(self.critic.q_target(hidden, support.ids), support)
+        rows = torch.arange(len(hidden), device=hidden.device), batch.next_positions
+        states = self._critic_states(batch.next_inputs, hidden)[rows]
+        support = self._support(self.vlm.logits(hidden[rows]))
+        return expectation(self.critic.q_target(states, support.ids), support)
 
     # -- checkpoints ----------------------------------------------------------------------------------------
 

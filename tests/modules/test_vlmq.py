@@ -55,6 +55,27 @@ def test_both_losses_train_the_vlm_and_nothing_trains_targets(vlm: VLM, batch: T
     assert logs["loss/critic"] > 0
 
 
+@pytest.mark.parametrize(
+    ("states", "shaped", "moves"), [("adapted", True, True), ("detached", False, True), ("base", False, False)]
+)
+def test_whose_states_the_critic_reads(vlm: VLM, batch: TokenBatch, states: Any, shaped: bool, moves: bool) -> None:
+    module = VLMQ(vlm, threshold=0.0, critic_states=states)
+    for critic in (module.critic.online, module.critic.target):
+        torch.manual_seed(1)
+        torch.nn.init.normal_(list(critic.parameters())[-2], std=0.1)
+    # no turn is imitated: what is left is the critic's loss
+    loss, _ = module.losses(batch._replace(imitate=torch.zeros(8, dtype=torch.bool)))
+    assert any(name.startswith("vlm") for name in _gradients(module, loss)) is shaped
+    assert any(name.startswith("vlm") for name in _gradients(module, module.losses(batch)[0]))
+    q = module(batch).prediction.detach()
+    with torch.no_grad():
+        for name, parameter in vlm.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    assert (not torch.allclose(module(batch).prediction, q)) is moves
+    assert all(p.requires_grad for n, p in vlm.named_parameters() if "lora_" in n)
+
+
 def test_max_q_gives_the_critic_no_gradient_through_the_actor(vlm: VLM, batch: TokenBatch) -> None:
     torch.manual_seed(0)
     module = VLMQ(vlm, actor="max_q", threshold=0.0, td_weight=1e-12)
@@ -154,6 +175,7 @@ def test_every_option_changes_a_loss_that_trains(vlm: VLM, batch: TokenBatch, op
         ({"critic": "mpl"}, "critic must be mlp or embeddings, not 'mpl'"),
         ({"actor": "max-q"}, "actor must be afsft or max_q, not 'max-q'"),
         ({"critic_inputs": "std"}, "critic_inputs must be standardised or raw"),
+        ({"critic_states": "frozen"}, "critic_states must be adapted or detached or base, not 'frozen'"),
         ({"filter": "exp"}, "filter must be advantage or exponential"),
         ({"td_weight": -1.0}, "td_weight must not be negative"),
         ({"decay_steps": -1}, "decay_steps must not be negative"),

@@ -41,7 +41,11 @@ def main() -> None:
     shown = sample_every_state(rng, options.hands)
     with torch.no_grad():
         hidden, tokens = fork(model.vlm, shown, options.seed)
-        q = model.critic.q(hidden, tokens.expand(len(hidden), 2))
+        read = hidden
+        if model.hparams["critic_states"] == "base":
+            with model.vlm.base():
+                read, _ = fork(model.vlm, shown, options.seed)
+        q = model.critic.q(read, tokens.expand(len(read), 2))
         pi = model.vlm.logits(hidden)[:, tokens]
     gap = (q[:, 0] - q[:, 1]).numpy()
     means = state_means(shown, gap)
@@ -98,18 +102,27 @@ def load(run: Path, checkpoint: str) -> VLMQ:
 def fork(vlm: VLM, shown: Shown, seed: int) -> tuple[Tensor, Tensor]:
     """Hidden states where the replies "hit" and "stand" part, ``[hands, D]``, and the two tokens."""
     env, encoder = AgentEnv(Blackjack()), TurnEncoder(vlm)
-    replies = [env.parser.format(action) for action in ("hit", "stand")]
-    ids = [encoder.encode_text(reply) for reply in replies]
-    place = next(i for i, (one, other) in enumerate(zip(*ids, strict=False)) if one != other)
     turns = []
     for number, (_, hand) in enumerate(shown):
         observation = env.reset(seed=seed + number, options={**hand})
-        turns.append(Turn(env.name, str(number), 0, observation, reply=replies[0], terminated=True))
-    found = []
-    for start in range(0, len(turns), 64):
-        batch = encoder.batch(some := turns[start : start + 64], some)
-        found.append(vlm.hidden(batch.inputs)[torch.arange(len(some)), batch.positions[:, place]])
+        turns.append(Turn(env.name, str(number), 0, observation, reply=env.parser.format("hit"), terminated=True))
+    found = [states(vlm, encoder, turns[at : at + 64]) for at in range(0, len(turns), 64)]
+    ids, place = fork_ids(encoder)
     return torch.cat(found), torch.tensor([row[place] for row in ids])
+
+
+def fork_ids(encoder: TurnEncoder) -> tuple[list[list[int]], int]:
+    """Tokens of the replies "hit" and "stand", and where they part."""
+    parser = AgentEnv(Blackjack()).parser
+    ids = [encoder.encode_text(parser.format(action)) for action in ("hit", "stand")]
+    return ids, next(i for i, (one, other) in enumerate(zip(*ids, strict=False)) if one != other)
+
+
+@torch.no_grad()
+def states(vlm: VLM, encoder: TurnEncoder, turns: list[Turn]) -> Tensor:
+    """Hidden states of turns that hit, where a stand would part ``[N, D]``."""
+    batch = encoder.batch(turns, turns)
+    return vlm.hidden(batch.inputs)[torch.arange(len(turns)), batch.positions[:, fork_ids(encoder)[1]]]
 
 
 if __name__ == "__main__":

@@ -2,19 +2,29 @@
 
     python -m scripts.blackjack_states                 # the embedded VLM
     python -m scripts.blackjack_states --name FOLDER
+    python -m scripts.blackjack_states --run runs/blackjack --noise 0.9
 
 A small MLP reads the frozen states where the replies "hit" and "stand" part and is fitted to the exact values of both,
 on hands of all states. What it wins on other hands bounds what a critic can learn without changing the VLM: with
-samples of the values instead, it wins less.
+samples of the values instead, it wins less. With ``--run`` it is fitted to the turns of a run, each with the value of
+its own action and noise that is drawn once: what a critic of the frozen states could learn from these turns.
 """
 
 import argparse
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from rich.progress import track
 from torch import Tensor, nn
 
-from lightning_vlmq import VLM
+from lightning_vlmq import VLM, TurnStore
+from lightning_vlmq.batches import TurnEncoder
+from lightning_vlmq.envs import AgentEnv, Blackjack
+from lightning_vlmq.envs.blackjack import BlackjackState, card_value, optimal_action
 from lightning_vlmq.envs.exact_blackjack import (
     blackjack_q,
     optimal_blackjack_policy,
@@ -22,30 +32,63 @@ from lightning_vlmq.envs.exact_blackjack import (
     score_blackjack,
     state_means,
 )
-from scripts.blackjack_critic import fork
+from lightning_vlmq.features import FeatureCache
+from scripts.blackjack_critic import fork, states
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", default="embedded", help="VLM: embedded, a folder, or a name on the hub")
-    parser.add_argument("--hands", type=int, default=16, help="hands of each state to fit; 4 others are scored")
+    parser.add_argument("--run", type=Path, help="folder of `vlmq fit` whose turns are fitted")
+    parser.add_argument("--hands", type=int, default=16, help="hands of each state to fit")
+    parser.add_argument("--scored", type=int, default=4, help="other hands of each state to score")
     parser.add_argument("--noise", type=float, default=0.0, help="standard deviation of the values' noise")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     torch.set_flush_denormal(True)
     vlm = VLM(options.name, lora_rank=0)
-    fitted = sample_every_state(np.random.default_rng(1), options.hands)
-    scored = sample_every_state(np.random.default_rng(0), 4)
-    hidden, unseen = fork(vlm, fitted, 0)[0], fork(vlm, scored, 10**6)[0]
-    inputs, unseen = ((each - hidden.mean(0)) / hidden.std(0) for each in (hidden, unseen))
+    scored = sample_every_state(np.random.default_rng(0), options.scored)
     exact = blackjack_q(optimal_blackjack_policy())
-    values = torch.tensor([[exact[state]["hit"], exact[state]["stand"]] for state, _ in fitted])
-    print(f"{len(fitted)} hands fitted, {len(scored)} others scored\n\n| seed | wins | mean return |\n|---|---|---|")
+    if options.run:
+        hidden, values = own_turns(vlm, options.run, exact)
+    else:
+        fitted = sample_every_state(np.random.default_rng(1), options.hands)
+        hidden = fork(vlm, fitted, 0)[0]
+        values = torch.tensor([[exact[state]["hit"], exact[state]["stand"]] for state, _ in fitted])
+    unseen = fork(vlm, scored, 10**6)[0]
+    inputs, unseen = ((each - hidden.mean(0)) / hidden.std(0) for each in (hidden, unseen))
+    best = {state: float(optimal_action(state) == "hit") for state, _ in scored}
+    print(
+        f"{len(inputs)} hands fitted, {len(scored)} others scored\n\n| seed | wins | mean return | soft hands optimal |"
+    )
+    print("|---|---|---|---|")
     for seed in options.seeds:
         torch.manual_seed(seed)
-        q = _fit(inputs, values, options.noise)(unseen)
-        score = score_blackjack(state_means(scored, (q[:, 0] > q[:, 1]).numpy()))
-        print(f"| {seed} | {score.win:.2%} | {score.mean_return:+.3f} |", flush=True)
+        if options.run:
+            noise = options.noise * torch.randn_like(values)
+            network = _fit(inputs, values + noise, 0.0, steps=5000, batch=16)
+        else:
+            network = _fit(inputs, values, options.noise)
+        q = network(unseen)
+        hits = state_means(scored, (q[:, 0] > q[:, 1]).numpy())
+        score = score_blackjack(hits)
+        hard = score_blackjack({state: best[state] if state.soft else hit for state, hit in hits.items()})
+        print(f"| {seed} | {score.win:.2%} | {score.mean_return:+.3f} | {hard.win:.2%} |", flush=True)
+
+
+def own_turns(vlm: VLM, run: Path, exact: Mapping[BlackjackState, Mapping[str, float]]) -> tuple[Tensor, Tensor]:
+    """States of a run's turns with a valid action ``[N, D]``, values ``[N, 2]``: NaN for what was not played."""
+    env, encoder = AgentEnv(Blackjack()), TurnEncoder(vlm, features=FeatureCache(vlm))
+    played = [t for episode in TurnStore(run / "data").episodes() for t in episode.turns if t.action]
+    values = torch.full((len(played), 2), torch.nan)
+    for row, turn in enumerate(played):
+        seen = re.fullmatch(r"Dealer shows (\w+)\. You hold .+, (soft )?(\d+)\.", turn.observation.summary)
+        assert seen
+        state = BlackjackState(int(seen[3]), bool(seen[2]), card_value(seen[1]))
+        values[row, int(turn.action == "stand")] = exact[state][turn.action]
+    turns = [replace(t, reply=env.parser.format("hit"), reply_ids=(), log_probs=(), terminated=True) for t in played]
+    found = [states(vlm, encoder, turns[at : at + 64]) for at in track(range(0, len(turns), 64), "reading")]
+    return torch.cat(found), values
 
 
 def _fit(inputs: Tensor, values: Tensor, noise: float, steps: int = 3000, batch: int = 64) -> nn.Module:
@@ -56,7 +99,8 @@ def _fit(inputs: Tensor, values: Tensor, noise: float, steps: int = 3000, batch:
     for _ in range(steps):
         rows = torch.randint(len(inputs), (batch,))
         wanted = values[rows] + noise * torch.randn(batch, 2)
-        loss = (network(inputs[rows]) - wanted).square().mean()
+        known = ~wanted.isnan()
+        loss = (network(inputs[rows]) - wanted)[known].square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,6 +1,7 @@
 """How well the model reads the pictures of the games that agents learn with; it is never trained on them."""
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from lightning_vlmq.envs import AgentEnv, Blackjack, NumberLine
+from lightning_vlmq.envs import AgentEnv, BabyAI, Blackjack, NumberLine
 from lightning_vlmq.envs.exact_numberline import numberline_pairs
 from scripts.embedded_vlm.tables import card_value
 
@@ -19,11 +20,11 @@ _RANKS = ("A", "2", "3", "4", "5", "6", "7", "8", "9", "J", "Q", "K")
 
 
 def read_games(folder: Path, count: int = 60, seed: int = 0) -> dict[str, float]:
-    """Ask about NumberLine's 30 start pairs and about dealt Blackjack hands.
+    """Ask about NumberLine's 30 start pairs, dealt Blackjack hands and BabyAI's worlds.
 
     Args:
         folder: Model folder.
-        count: Blackjack hands of two cards.
+        count: Blackjack hands of two cards; worlds.
         seed: Of the hands.
 
     Returns:
@@ -57,12 +58,33 @@ def read_games(folder: Path, count: int = 60, seed: int = 0) -> dict[str, float]
         "Blackjack, Lower total?": (tables, "Lower total?", [str(sum(map(card_value, deal[:2]))) for deal in deals]),
         "Blackjack, Upper row?": (tables, "Upper row?", [f"{deal[2]} back" for deal in deals]),
     }
+    questions |= _babyai(count)
     shares = {}
     for name, (asked, question, wanted) in questions.items():
         answers = _ask(model, processor, asked, question)
         shares[name] = sum(a == b for a, b in zip(answers, wanted, strict=True)) / len(wanted)
         print(f"{name:52s} {shares[name]:.0%} of {len(wanted)}", flush=True)
     return shares
+
+
+def _babyai(count: int) -> dict[str, tuple[list[Image.Image], str, list[str]]]:
+    """Questions about worlds of ``GoToRedBallGrey``."""
+    env = AgentEnv(BabyAI())
+    worlds: list[Image.Image] = []
+    facing, agent, ball = [], [], []
+    for seed in range(count):
+        worlds.append(_picture(env, seed, {}))
+        summary = env.reset(seed=seed).summary
+        x, y, way = re.findall(r"You are at (\d), (\d) facing (\w+)", summary)[0]
+        column, row = re.findall(r"A red ball is at (\d), (\d)", summary)[0]
+        facing.append(way)
+        agent.append(f"{x} {y}")
+        ball.append(f"{column} {row}")
+    return {
+        "BabyAI, facing?": (worlds, "Which way is the agent facing?", facing),
+        "BabyAI, agent's cell?": (worlds, "Where is the agent?", agent),
+        "BabyAI, red ball's cell?": (worlds, "Where is the red ball?", ball),
+    }
 
 
 def _picture(env: AgentEnv, seed: int, options: dict[str, object]) -> Image.Image:

@@ -7,14 +7,15 @@ its rewards, for example. With these heads the sums stand ready behind every pro
 import torch
 from torch import Tensor, nn
 
+from lightning_vlmq.envs.blackjack import hand_value
 from scripts.embedded_vlm.alignment import Facts
-from scripts.embedded_vlm.tables import total
+from scripts.embedded_vlm.tables import card_value, total
 
 __all__ = ["KNOWN", "Knowledge", "known"]
 
 KNOWN = {"upper number": 100, "lower number": 100, "order": 3, "upper total": 80, "lower total": 80, "lower ace": 2}
-KNOWN |= {"agent's column": 8, "agent's row": 8, "agent's direction": 4}
-"""Facts and their number of classes."""
+KNOWN |= {"agent's column": 8, "agent's row": 8, "agent's direction": 4, "lower points": 80}
+"""Facts and their number of classes; points are a total in which an ace counts 11 where the row stays within 21."""
 
 _DIRECTIONS = ("right", "down", "left", "up")
 
@@ -30,6 +31,7 @@ def known(facts: Facts) -> list[int]:
         upper, lower = seen["rows"][0], seen["rows"][-1]
         found |= {"upper total": min(79, total(upper)), "lower total": min(79, total(lower))}
         found["lower ace"] = int(any(card is not None and card[0] == "A" for card in lower))
+        found["lower points"] = hand_value(card_value(card[0]) for card in lower if card)[0]
     elif kind == "grid":
         column, row = seen["agent"]
         direction = _DIRECTIONS.index(seen["facing"])

@@ -81,7 +81,7 @@ def make_pool(
     if not missing:
         return
     data = _Scenes(10_000_000 + 1000 * seed + missing[0], kind)
-    stream = iter(DataLoader(data, batch_size=None, num_workers=workers, prefetch_factor=64))
+    stream = iter(DataLoader(data, batch_size=None, num_workers=workers, prefetch_factor=64 if workers else None))
     for chunk in missing:
         path, clock = paths[chunk], time.time()
         scenes, features = [], []
@@ -211,7 +211,11 @@ def train_language(
     data = Sequences(tokenizer, facts, 1000 * seed + start, lessons, start, general)
     stream = iter(
         DataLoader(
-            data, batch_size=None, num_workers=workers, prefetch_factor=8, worker_init_fn=lambda _: os.nice(5) and None
+            data,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=8 if workers else None,
+            worker_init_fn=lambda _: os.nice(5) and None,
         )
     )
     clock, losses, named, tally = time.time(), 0.0, 0.0, defaultdict(lambda: [0, 0])

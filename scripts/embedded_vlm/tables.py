@@ -13,6 +13,8 @@ __all__ = ["card_value", "cards", "deck", "hands", "total"]
 _COUNTS = (0.1, 0.36, 0.25, 0.14, 0.08, 0.05, 0.02)
 """Weights of rows of 1, 2, ... cards."""
 
+_LOW = ("A", "2", "3", "4", "5", "6", "7", "8")
+
 
 def card_value(rank: str) -> int:
     """Value of a rank: faces count 10, an ace 1."""
@@ -25,16 +27,18 @@ def total(cards: list[tuple[str, str] | None]) -> int:
 
 
 def hands(rng: Random) -> tuple[Canvas, dict[str, Any]]:
-    """The same with longer rows, whose totals need many examples."""
-    return cards(rng, (0.02, 0.2, 0.38, 0.24, 0.1, 0.05, 0.01))
+    """The same with longer rows, whose totals need many examples, and with an ace among low cards in many of these:
+    where it counts 11 is learned from nothing else."""
+    return cards(rng, (0.02, 0.2, 0.38, 0.24, 0.1, 0.05, 0.01), 0.4)
 
 
-def cards(rng: Random, counts: tuple[float, ...] = _COUNTS) -> tuple[Canvas, dict[str, Any]]:
+def cards(rng: Random, counts: tuple[float, ...] = _COUNTS, soft: float = 0.0) -> tuple[Canvas, dict[str, Any]]:
     """One or two rows of cards on a coloured table, some face down, in two styles of drawing.
 
     Args:
         rng: Source of randomness.
         counts: Weights of rows of 1, 2, ... cards.
+        soft: Share of the rows of three and more cards that hold an ace among low cards.
     """
     width, height = (300, 300) if rng.random() < 0.85 else draw_size(rng)
     if rng.random() < 0.7:
@@ -47,6 +51,9 @@ def cards(rng: Random, counts: tuple[float, ...] = _COUNTS) -> tuple[Canvas, dic
     for row in range(rng.choices([1, 2], [0.15, 0.85])[0]):
         count = rng.choices(range(1, len(counts) + 1), counts)[0]
         cards: list[tuple[str, str] | None] = [(rng.choice(RANKS), rng.choice(SUITS)) for _ in range(count)]
+        if count >= 3 and rng.random() < soft:
+            ranks = ["A", *rng.choices(_LOW, k=count - 1)]
+            cards = [(rank, rng.choice(SUITS)) for rank in rng.sample(ranks, count)]
         if row == 0 and rng.random() < 0.55:
             cards = [cards[0], None] if rng.random() < 0.75 else [None, cards[0]]
         rows.append(cards)

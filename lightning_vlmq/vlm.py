@@ -163,13 +163,14 @@ class VLM(nn.Module):
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:
-        """Within this context no part drops anything out; behind it the model trains if it did before."""
-        training = self.training
+        """Within this context no part drops anything out; behind it each part trains if it did before."""
+        modes = {part: part.training for part in self.modules()}
         self.eval()
         try:
             yield
         finally:
-            self.train(training)
+            for part, training in modes.items():
+                part.training = training
 
     # -- what it computes -----------------------------------------------------------------------------------
 

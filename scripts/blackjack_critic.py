@@ -10,11 +10,14 @@ sign is the optimal one. Last, how often the policy plays soft hands right, by t
 """
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
+from rich.progress import track
 from torch import Tensor
 
 from lightning_vlmq import VLM, VLMQ
@@ -98,31 +101,29 @@ def load(run: Path, checkpoint: str) -> VLMQ:
     return model.eval()
 
 
-@torch.no_grad()
 def fork(vlm: VLM, shown: Shown, seed: int) -> tuple[Tensor, Tensor]:
     """Hidden states where the replies "hit" and "stand" part, ``[hands, D]``, and the two tokens."""
     env, encoder = AgentEnv(Blackjack()), TurnEncoder(vlm)
     turns = []
     for number, (_, hand) in enumerate(shown):
         observation = env.reset(seed=seed + number, options={**hand})
-        turns.append(Turn(env.name, str(number), 0, observation, reply=env.parser.format("hit"), terminated=True))
-    found = [states(vlm, encoder, turns[at : at + 64]) for at in range(0, len(turns), 64)]
-    ids, place = fork_ids(encoder)
-    return torch.cat(found), torch.tensor([row[place] for row in ids])
-
-
-def fork_ids(encoder: TurnEncoder) -> tuple[list[list[int]], int]:
-    """Tokens of the replies "hit" and "stand", and where they part."""
-    parser = AgentEnv(Blackjack()).parser
-    ids = [encoder.encode_text(parser.format(action)) for action in ("hit", "stand")]
-    return ids, next(i for i, (one, other) in enumerate(zip(*ids, strict=False)) if one != other)
+        turns.append(Turn(env.name, str(number), 0, observation))
+    return fork_states(encoder, turns)
 
 
 @torch.no_grad()
-def states(vlm: VLM, encoder: TurnEncoder, turns: list[Turn]) -> Tensor:
-    """Hidden states of turns that hit, where a stand would part ``[N, D]``."""
-    batch = encoder.batch(turns, turns)
-    return vlm.hidden(batch.inputs)[torch.arange(len(turns)), batch.positions[:, fork_ids(encoder)[1]]]
+def fork_states(encoder: TurnEncoder, turns: Sequence[Turn]) -> tuple[Tensor, Tensor]:
+    """As :func:`fork`, of turns of Blackjack whatever was replied in them."""
+    parser = AgentEnv(Blackjack()).parser
+    replies = [parser.format(action) for action in ("hit", "stand")]
+    ids = [encoder.encode_text(reply) for reply in replies]
+    place = next(i for i, (one, other) in enumerate(zip(*ids, strict=False)) if one != other)
+    hits = [replace(turn, reply=replies[0], reply_ids=(), log_probs=(), terminated=True) for turn in turns]
+    found = []
+    for start in track(range(0, len(hits), 64), "reading", disable=len(hits) < 5000):
+        batch = encoder.batch(some := hits[start : start + 64], some)
+        found.append(encoder.vlm.hidden(batch.inputs)[torch.arange(len(some)), batch.positions[:, place]])
+    return torch.cat(found), torch.tensor([row[place] for row in ids])
 
 
 if __name__ == "__main__":

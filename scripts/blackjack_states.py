@@ -13,17 +13,14 @@ its own action and noise that is drawn once: what a critic of the frozen states 
 import argparse
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 
 from lightning_vlmq import VLM, TurnStore
 from lightning_vlmq.batches import TurnEncoder
-from lightning_vlmq.envs import AgentEnv, Blackjack
 from lightning_vlmq.envs.blackjack import BlackjackState, card_value, optimal_action
 from lightning_vlmq.envs.exact_blackjack import (
     blackjack_q,
@@ -32,8 +29,7 @@ from lightning_vlmq.envs.exact_blackjack import (
     score_blackjack,
     state_means,
 )
-from lightning_vlmq.features import FeatureCache
-from scripts.blackjack_critic import fork, states
+from scripts.blackjack_critic import fork, fork_states
 
 
 def main() -> None:
@@ -78,7 +74,6 @@ def main() -> None:
 
 def own_turns(vlm: VLM, run: Path, exact: Mapping[BlackjackState, Mapping[str, float]]) -> tuple[Tensor, Tensor]:
     """States of a run's turns with a valid action ``[N, D]``, values ``[N, 2]``: NaN for what was not played."""
-    env, encoder = AgentEnv(Blackjack()), TurnEncoder(vlm, features=FeatureCache(vlm))
     played = [t for episode in TurnStore(run / "data").episodes() for t in episode.turns if t.action]
     values = torch.full((len(played), 2), torch.nan)
     for row, turn in enumerate(played):
@@ -86,9 +81,7 @@ def own_turns(vlm: VLM, run: Path, exact: Mapping[BlackjackState, Mapping[str, f
         assert seen
         state = BlackjackState(int(seen[3]), bool(seen[2]), card_value(seen[1]))
         values[row, int(turn.action == "stand")] = exact[state][turn.action]
-    turns = [replace(t, reply=env.parser.format("hit"), reply_ids=(), log_probs=(), terminated=True) for t in played]
-    found = [states(vlm, encoder, turns[at : at + 64]) for at in track(range(0, len(turns), 64), "reading")]
-    return torch.cat(found), values
+    return fork_states(TurnEncoder(vlm), played)[0], values
 
 
 def _fit(inputs: Tensor, values: Tensor, noise: float, steps: int = 3000, batch: int = 64) -> nn.Module:

@@ -16,7 +16,7 @@ from lightning_vlmq.callbacks.schedules import apply_schedules
 from lightning_vlmq.collection import online_seed
 from lightning_vlmq.datamodules.offline_to_online import OfflineToOnline
 from lightning_vlmq.envs.agent import AgentEnv
-from lightning_vlmq.evaluation import score_episodes
+from lightning_vlmq.evaluation import EpisodeScores
 from lightning_vlmq.policy import Policy, RandomPolicy, VLMPolicy, log_prob_differences
 from lightning_vlmq.rollout import Rollout
 from lightning_vlmq.shards import from_text, to_text
@@ -26,6 +26,8 @@ __all__ = ["OnlineCollector"]
 
 TOLERANCE = 0.05
 """Mean difference of log-probabilities, far above that of bf16, at which rollout and training do not fit."""
+
+_LOGGED = ("syntax_accuracy", "goal_reached", "return_above_0", "mean_return", "mean_shaped_return")
 
 
 class OnlineCollector(L.Callback):
@@ -208,22 +210,18 @@ class OnlineCollector(L.Callback):
         times: dict[str, float],
         ended: list[Episode],
     ) -> None:
-        """Logs ``collect/...`` over all ranks: some may have no episode, so sums are what they share."""
-        names = ("goal_reached", "return_above_0", "mean_return", "mean_shaped_return")
+        """Logs ``collect/...`` over all ranks, of which some may have no episode."""
         differences = self._differences(ended)
-        sums: list[float] = [played, len(self._data.experience.samples), len(ended), 0.0, 0.0, *(0.0 for _ in names)]
-        if ended:
-            scores = score_episodes(ended)
-            sums[3:5] = [scores["turns"], scores["syntax_accuracy"] * scores["turns"]]
-            sums[5:] = [scores[name] * len(ended) for name in names]  # type: ignore[literal-required]
-        sums += [float(differences.sum()), len(differences)]
-        total: torch.Tensor = trainer.strategy.reduce(torch.tensor(sums, device=pl_module.device), reduce_op="sum")
-        turns, stored, episodes, replies, valid, *scored, difference, tokens = total.tolist()
+        mine = [played, len(self._data.experience.samples), len(ended), float(differences.sum()), len(differences)]
+        total: torch.Tensor = trainer.strategy.reduce(torch.tensor(mine, device=pl_module.device), reduce_op="sum")
+        turns, stored, episodes, difference, tokens = total.tolist()
         logs = {"turns": turns, "stored": stored, "episodes": episodes, **times}
         logs |= {"epsilon": self.epsilon, "temperature": self.temperature}
-        if episodes:
-            logs |= {"syntax_accuracy": valid / replies}
-            logs |= {name: value / episodes for name, value in zip(names, scored, strict=True)}
+        if episodes:  # on any rank, so all of them are here
+            metric = EpisodeScores().to(pl_module.device)
+            metric.update(ended)
+            scores, _ = metric.compute()
+            logs |= {name: scores[name] for name in _LOGGED}  # type: ignore[literal-required]
         if tokens:
             logs["log_prob_difference"] = difference / tokens
             if difference / tokens > TOLERANCE:

@@ -1,9 +1,8 @@
 """Pictures in TensorBoard: what the agent plays, and what the critic thinks of each token."""
 
-import contextlib
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -13,11 +12,11 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
-from torch import nn
 
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.callbacks.evaluation import check_playable, environment_of
 from lightning_vlmq.callbacks.records import QAndReturn, TurnValues, film_strips, q_and_returns, replies, turn_values
+from lightning_vlmq.datamodules.demonstrations import spread
 from lightning_vlmq.drawing import draw_film, draw_plane, draw_tokens
 from lightning_vlmq.envs.agent import AgentEnv
 from lightning_vlmq.modules.base import AgentModule
@@ -117,7 +116,7 @@ class Inspection(L.Callback):
             return
         assert isinstance(pl_module, AgentModule)
         begin, step = time.monotonic(), trainer.global_step
-        with isolate_rng(), _modes_kept(pl_module), trainer.precision_plugin.forward_context():
+        with isolate_rng(), trainer.precision_plugin.forward_context():
             pictures, compared = self._look(trainer, pl_module)
         histograms = {"q": [pair.q for pair in compared], "return": [pair.realised for pair in compared]}
         for writer in self._writers:
@@ -144,8 +143,8 @@ class Inspection(L.Callback):
         film = draw_film(film_strips(played, self._encoder.prompt), title)
         pictures = {"film": film}
         turns = _pairs(played)
-        chosen = np.unique(np.linspace(0, len(turns) - 1, min(self.turns, len(turns))).round().astype(int)).tolist()
-        shown = {"played": (f"turns played {how}", [turns[place] for place in chosen])}
+        chosen = [turns[place] for place in spread(len(turns), self.turns).tolist()]
+        shown = {"played": (f"turns played {how}", chosen)}
         data = trainer.datamodule  # type: ignore[attr-defined]
         if hasattr(data, "held_out") and (held_out := data.held_out(self.turns)):
             shown["data"] = "held-out turns of the data", held_out
@@ -201,14 +200,3 @@ def _draw_compared(compared: Sequence[QAndReturn], title: str) -> Image.Image:
     note = f"mean Q {sum(q) / len(q):.2f}, mean return {sum(realised) / len(q):.2f}: "
     note += f"Q is {abs(off):.2f} too {'high' if off > 0 else 'low'}"
     return draw_plane(q, realised, ("Q of the turn's first token", "discounted return from there"), title, [note])
-
-
-@contextlib.contextmanager
-def _modes_kept(module: nn.Module) -> Iterator[None]:
-    """Each part trains behind this context if it did before it."""
-    modes = {part: part.training for part in module.modules()}
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training

@@ -211,8 +211,7 @@ class Demonstrations(L.LightningDataModule):
             count: How many at most.
         """
         rows = self._held_out_rows
-        places = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(np.int64))
-        return [(self.store[row], self.store[row + 1]) for row in rows[places].tolist()]
+        return [(self.store[row], self.store[row + 1]) for row in rows[spread(len(rows), count)].tolist()]
 
     # -- parts ----------------------------------------------------------------------------------------------
 
@@ -260,6 +259,11 @@ class Demonstrations(L.LightningDataModule):
 
 
 @functools.lru_cache(maxsize=4)
+def spread(length: int, count: int) -> Rows:
+    """Places from 0 to ``length - 1``, ``count`` at most, both ends among them and the others evenly between."""
+    return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(np.int64))
+
+
 def _permutation(size: int, *seed: int) -> Rows:
     return np.random.default_rng(seed).permutation(size)
 

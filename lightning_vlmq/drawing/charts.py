@@ -5,7 +5,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from lightning_vlmq.drawing.text import font
 
 __all__ = ["Bar", "Panel", "Series", "bar_chart"]
 
@@ -139,7 +141,7 @@ def _legend_places(series: Sequence[Series], width: float) -> list[tuple[float, 
     """Left end and row of each entry, as many in a row as fit."""
     places, x, row = [], float(_LEFT), 0
     for each in series:
-        needed = 20 + _font(13).getlength(each.name) / _FINE
+        needed = 20 + _length(each.name)
         if x > _LEFT and x + needed > width - _RIGHT:
             x, row = float(_LEFT), row + 1
         places.append((x, row))
@@ -147,20 +149,21 @@ def _legend_places(series: Sequence[Series], width: float) -> list[tuple[float, 
     return places
 
 
+def _length(text: str) -> float:
+    """Of a name, in pixels of the finished picture."""
+    return font(13 * _FINE).getlength(text) / _FINE
+
+
 def _wrapped(text: str, width: float) -> list[str]:
     """Lines of a name, broken behind its separators; a part that is too long is shortened."""
     lines = [""]
     for part in re.findall(r"[^-_/ ]*[-_/ ]?", text):
-        while part and _font(13).getlength(part) / _FINE > width:
+        while part and _length(part) > width:
             part = part.rstrip("…")[:-1] + "…"
-        if lines[-1] and _font(13).getlength(lines[-1] + part) / _FINE > width:
+        if lines[-1] and _length(lines[-1] + part) > width:
             lines.append("")
         lines[-1] += part
     return lines
-
-
-def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size * _FINE)
 
 
 class _Canvas:
@@ -171,14 +174,14 @@ class _Canvas:
         self._image = Image.new("RGB", (round(width * _FINE), round(height * _FINE)), "white")
         self._draw = ImageDraw.Draw(self._image)
 
-    def text(self, x: float, y: float, text: str, size: float, anchor: str) -> None:
-        self._draw.text((x * _FINE, y * _FINE), text, _INK, _font(size), anchor)
+    def text(self, x: float, y: float, text: str, size: int, anchor: str) -> None:
+        self._draw.text((x * _FINE, y * _FINE), text, _INK, font(size * _FINE), anchor)
 
-    def upright(self, x: float, y: float, text: str, size: float) -> None:
+    def upright(self, x: float, y: float, text: str, size: int) -> None:
         """Text from bottom to top, centred."""
-        font = _font(size)
-        label = Image.new("RGB", (round(font.getlength(text)) + 4, round(1.4 * size * _FINE)), "white")
-        ImageDraw.Draw(label).text((label.width / 2, label.height / 2), text, _INK, font, "mm")
+        drawn = font(size * _FINE)
+        label = Image.new("RGB", (round(drawn.getlength(text)) + 4, round(1.4 * size * _FINE)), "white")
+        ImageDraw.Draw(label).text((label.width / 2, label.height / 2), text, _INK, drawn, "mm")
         turned = label.transpose(Image.Transpose.ROTATE_90)
         self._image.paste(turned, (round(x * _FINE - turned.width / 2), round(y * _FINE - turned.height / 2)))
 

@@ -7,7 +7,7 @@ from typing import TypeAlias, TypeVar
 
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["Colour", "elide", "height", "printable", "shorten", "thumbnail", "width", "wrap", "write"]
+__all__ = ["Colour", "elide", "font", "height", "printable", "shorten", "thumbnail", "width", "wrap", "write"]
 
 Colour: TypeAlias = tuple[int, int, int]
 
@@ -24,7 +24,8 @@ _T = TypeVar("_T")
 
 
 @functools.lru_cache(maxsize=16)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, kept: it is read anew from its bytes each time otherwise."""
     return ImageFont.load_default(size)
 
 
@@ -35,7 +36,7 @@ def printable(text: str) -> str:
 
 def width(text: str, size: int) -> int:
     """Pixels from left to right."""
-    return int(_font(size).getlength(text)) + 1
+    return int(font(size).getlength(text)) + 1
 
 
 def height(size: int) -> int:
@@ -45,7 +46,7 @@ def height(size: int) -> int:
 
 def write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, fill: Colour = BLACK) -> None:
     """Writes one line with its upper left corner at a place; all lines of a size share a baseline."""
-    draw.text((at[0], at[1] + size), text, font=_font(size), fill=fill, anchor="ls")
+    draw.text((at[0], at[1] + size), text, font=font(size), fill=fill, anchor="ls")
 
 
 def shorten(text: str, size: int, limit: int) -> str:

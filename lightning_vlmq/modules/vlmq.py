@@ -159,7 +159,7 @@ class VLMQ(AgentModule):
 
     def _critic_states(self, inputs: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
         """States that the critic reads, of the same shape as the language head's."""
-        if self.hparams["critic_states"] == "adapted":
+        if self.hparams["critic_states"] == "adapted" or self.hparams["td_weight"] == 0:  # SFT: nobody reads them
             return hidden
         if self.hparams["critic_states"] == "detached":
             return hidden.detach()

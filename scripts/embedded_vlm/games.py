@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightning_vlmq.envs import AgentEnv, BabyAI, Blackjack, NumberLine
 from lightning_vlmq.envs.exact_numberline import numberline_pairs
+from lightning_vlmq.turns import Observation
 from scripts.embedded_vlm.tables import card_value
 
 __all__ = ["read_games"]
@@ -73,8 +74,9 @@ def _babyai(count: int) -> dict[str, tuple[list[Image.Image], str, list[str]]]:
     worlds: list[Image.Image] = []
     facing, agent, ball = [], [], []
     for seed in range(count):
-        worlds.append(_picture(env, seed, {}))
-        summary = env.reset(seed=seed).summary
+        observation = env.reset(seed=seed)
+        worlds.append(_shown(observation))
+        summary = observation.summary
         x, y, way = re.findall(r"You are at (\d), (\d) facing (\w+)", summary)[0]
         column, row = re.findall(r"A red ball is at (\d), (\d)", summary)[0]
         facing.append(way)
@@ -88,7 +90,11 @@ def _babyai(count: int) -> dict[str, tuple[list[Image.Image], str, list[str]]]:
 
 
 def _picture(env: AgentEnv, seed: int, options: dict[str, object]) -> Image.Image:
-    return Image.open(io.BytesIO(env.reset(seed=seed, options=options).images[0])).convert("RGB")
+    return _shown(env.reset(seed=seed, options=options))
+
+
+def _shown(observation: Observation) -> Image.Image:
+    return Image.open(io.BytesIO(observation.images[0])).convert("RGB")
 
 
 @torch.no_grad()

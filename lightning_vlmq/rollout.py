@@ -1,13 +1,16 @@
 """Environments + policies -> episodes."""
 
 import copy
+import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from lightning_vlmq.envs.agent import AgentEnv, Outcome
+from lightning_vlmq.envs.agent import AgentEnv, EpisodeLostError, Outcome
 from lightning_vlmq.policy import Policy, Reply
 from lightning_vlmq.turns import Episode, Observation, Turn
 
@@ -31,7 +34,7 @@ def play(
         policies: Who replies; with several, each turn draws one of them.
         seeds: Seeds of the episodes; an episode's identifier is made from its seed.
         shares: Probability of each policy, equal if ``None``.
-        parallel: Episodes played at once.
+        parallel: Episodes played at once, or as many as the environment has workers.
         seed: Of the draw between policies.
         options: Reset options of each episode, for chosen start states.
 
@@ -39,7 +42,7 @@ def play(
         ValueError: ``shares`` do not fit ``policies`` or do not sum to one.
     """
     starts = zip(seeds, options or [{}] * len(seeds), strict=True)
-    rollout = Rollout(env, starts, min(parallel, len(seeds)), seed)
+    rollout = Rollout(env, starts, min(parallel, len(seeds), env.workers or parallel), seed)
     try:
         while rollout.running:
             yield from rollout.turn(policies, shares)
@@ -49,6 +52,8 @@ def play(
 
 class Rollout:
     """Environments that play on turn by turn, whoever replies; a new episode begins where one ended.
+
+    Those with processes of their own step at once. An episode whose environment fails ends truncated where it stood.
 
     Args:
         env: The environment; copies of it play in parallel.
@@ -66,13 +71,19 @@ class Rollout:
         self.waited = 0.0
         self._rng = np.random.default_rng(seed)
         self._starts = iter(starts)
-        self._running = [_Running(copy.deepcopy(env)) for _ in range(parallel)]
-        self._running = [slot for slot in self._running if self._begin(slot)]
+        self._envs = [copy.deepcopy(env) for _ in range(parallel)]
+        self._pool = ThreadPoolExecutor(max(1, parallel)) if env.workers else None
+        self._running = self._begin([_Running(each) for each in self._envs])
 
     @property
     def running(self) -> int:
         """Number of environments with an open episode."""
         return len(self._running)
+
+    @property
+    def failures(self) -> int:
+        """How often an environment was lost so far."""
+        return sum(env.failures for env in self._envs)
 
     def turn(self, policies: Sequence[Policy], shares: Sequence[float] | None = None) -> list[Episode]:
         """Plays one reply in each environment.
@@ -100,16 +111,15 @@ class Rollout:
                 slots = [self._running[i] for i in where]
                 said = policy.reply([slot.env for slot in slots], [slot.observation for slot in slots])
                 replies.update(zip(where, said, strict=True))
-        ended, going, begin = [], [], time.monotonic()
-        for i, slot in enumerate(self._running):
-            if slot.step(replies[i], policies[chosen[i]].name):
-                ended.append(slot.episode())
-                if not self._begin(slot):
-                    continue
-            going.append(slot)
-        self._running = going
+        begin = time.monotonic()
+        names = [policies[index].name for index in chosen]
+        over = self._each(_Running.step, self._running, [replies[i] for i in range(len(names))], names)
+        ended = [slot for slot, is_over in zip(self._running, over, strict=True) if is_over]
+        episodes = [slot.episode(cut=slot.lost) for slot in ended if slot.turns]
+        begun = self._begin(ended)
+        self._running = [s for s, is_over in zip(self._running, over, strict=True) if not is_over or s in begun]
         self.waited += time.monotonic() - begin
-        return ended
+        return episodes
 
     def open_episodes(self) -> list[Episode]:
         """Episodes so far of the environments that have played a reply, marked as truncated."""
@@ -117,18 +127,25 @@ class Rollout:
 
     def close(self) -> None:
         """Closes the environments."""
-        for slot in self._running:
-            slot.env.close()
         self._running = []
+        for env in self._envs:
+            env.close()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _begin(self, slot: "_Running") -> bool:
-        """Begins the next episode; without one the environment is closed."""
-        start = next(self._starts, None)
-        if start is None:
+    def _begin(self, slots: "Sequence[_Running]") -> "list[_Running]":
+        """Begins the next episodes; returns the slots that have one, the others' environments are closed."""
+        starts = list(itertools.islice(self._starts, len(slots)))
+        for slot in slots[len(starts) :]:
             slot.env.close()
-            return False
-        slot.begin(*start)
-        return True
+        begun = list(slots[: len(starts)])
+        self._each(_Running.begin, begun, *zip(*starts, strict=True))
+        return begun
+
+    def _each(self, method: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:
+        """A method's results, at once where environments have processes of their own."""
+        run = map if self._pool is None else self._pool.map
+        return list(run(method, *arguments))
 
 
 class _Running:
@@ -139,15 +156,21 @@ class _Running:
         self.turns: list[Turn] = []
         self.observation = Observation()
         self.seed = 0
+        self.lost = False
 
     def begin(self, seed: int, options: Mapping[str, object]) -> None:
         self.seed = seed
         self.turns = []
+        self.lost = False
         self.observation = self.env.reset(seed=seed, options=dict(options) or None)
 
     def step(self, reply: Reply, policy: str) -> bool:
-        """Plays a reply; True when the episode ended."""
-        outcome: Outcome = self.env.step(reply.text)
+        """Plays a reply; True when the episode ended, or the environment was lost: then without the reply."""
+        try:
+            outcome: Outcome = self.env.step(reply.text)
+        except EpisodeLostError:
+            self.lost = True
+            return True
         self.turns.append(
             Turn(
                 env=self.env.name,
@@ -179,7 +202,9 @@ class _Running:
         return f"{self.env.name}-{self.seed}"
 
     def episode(self, cut: bool = False) -> Episode:
-        turns = self.turns if not cut else [*self.turns[:-1], replace(self.turns[-1], truncated=True)]
+        turns = list(self.turns)
+        if cut and not turns[-1].terminated:
+            turns[-1] = replace(turns[-1], truncated=True)
         last = Turn(
             env=self.env.name,
             episode=self._name,

@@ -171,10 +171,10 @@ class OnlineCollector(L.Callback):
             seed = self._seed(trainer) + trainer.current_epoch  # a resumed run does not draw the same again
             self._rollout = Rollout(environment, self._starts(trainer), self.environments, seed)
         with trainer.precision_plugin.forward_context():
-            begin, waited = time.monotonic(), self._rollout.waited
+            begin, waited, failures = time.monotonic(), self._rollout.waited, self._rollout.failures
             played, ended = self._play(trainer)
             times = {"seconds": time.monotonic() - begin, "environment_seconds": self._rollout.waited - waited}
-            self._log(trainer, pl_module, played, times, ended)
+            self._log(trainer, pl_module, [played, self._rollout.failures - failures], times, ended)
 
     def _play(self, trainer: L.Trainer) -> tuple[int, list[Episode]]:
         """An epoch's turns; returns their number and the episodes that ended."""
@@ -206,16 +206,16 @@ class OnlineCollector(L.Callback):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        played: int,
+        counted: list[int],
         times: dict[str, float],
         ended: list[Episode],
     ) -> None:
         """Logs ``collect/...`` over all ranks, of which some may have no episode."""
         differences = self._differences(ended)
-        mine = [played, len(self._data.experience.samples), len(ended), float(differences.sum()), len(differences)]
+        mine = [*counted, len(self._data.experience.samples), len(ended), float(differences.sum()), len(differences)]
         total: torch.Tensor = trainer.strategy.reduce(torch.tensor(mine, device=pl_module.device), reduce_op="sum")
-        turns, stored, episodes, difference, tokens = total.tolist()
-        logs = {"turns": turns, "stored": stored, "episodes": episodes, **times}
+        turns, failures, stored, episodes, difference, tokens = total.tolist()
+        logs = {"turns": turns, "failures": failures, "stored": stored, "episodes": episodes, **times}
         logs |= {"epsilon": self.epsilon, "temperature": self.temperature}
         if episodes:  # on any rank, so all of them are here
             metric = EpisodeScores().to(pl_module.device)

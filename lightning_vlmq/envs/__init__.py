@@ -1,9 +1,10 @@
 """Environments that speak text and pictures, and the one wrapper that serves them to an agent."""
 
-from lightning_vlmq.envs.agent import AgentEnv, Outcome
+from lightning_vlmq.envs.agent import AgentEnv, EpisodeLostError, Outcome
 from lightning_vlmq.envs.babyai import BabyAI
 from lightning_vlmq.envs.blackjack import Blackjack
 from lightning_vlmq.envs.numberline import NumberLine
 from lightning_vlmq.envs.text import TextTask
+from lightning_vlmq.envs.worker import WorkerEnv
 
-__all__ = ["AgentEnv", "BabyAI", "Blackjack", "NumberLine", "Outcome", "TextTask"]
+__all__ = ["AgentEnv", "BabyAI", "Blackjack", "EpisodeLostError", "NumberLine", "Outcome", "TextTask", "WorkerEnv"]

@@ -15,7 +15,7 @@ from lightning_vlmq.envs.text import TextTask
 from lightning_vlmq.parsing import ActionParser, TagParser
 from lightning_vlmq.turns import Observation
 
-__all__ = ["AgentEnv", "Outcome", "plain_settings"]
+__all__ = ["AgentEnv", "EpisodeLostError", "Outcome", "plain_settings"]
 
 _NO_SYNTAX = "Your last reply did not follow the syntax."
 _NO_ACTION = "Your last reply was not a valid action."
@@ -46,6 +46,10 @@ class Outcome:
     goal: bool
 
 
+class EpisodeLostError(RuntimeError):
+    """The environment failed and the episode cannot go on; ``reset`` begins the next one."""
+
+
 class AgentEnv:
     """Plays an environment in text.
 
@@ -65,10 +69,15 @@ class AgentEnv:
 
     Attributes:
         settings: The arguments above, and those of environment and parser as far as they are public attributes there.
+        workers: Processes to play in; 0 for this one.
+        failures: How often the environment was lost.
 
     Raises:
         ValueError: If the environment does not speak text, or a limit is negative.
     """
+
+    workers = 0
+    failures = 0
 
     def __init__(
         self,
@@ -124,9 +133,7 @@ class AgentEnv:
         Returns:
             The first observation.
         """
-        if seed is not None:
-            self._seeds = np.random.default_rng(seed)
-        self._seed = int(self._seeds.integers(2**31)) if seed is None else seed
+        self._seed = self._seed_of(seed)
         # A stream of its own: the environment draws from default_rng(seed), and its draws must tell nothing here.
         self._random = np.random.default_rng([1, self._seed])
         self.env.reset(seed=self._seed, options=options)
@@ -146,8 +153,7 @@ class AgentEnv:
         Raises:
             ValueError: If the episode is over.
         """
-        if self._over:
-            raise ValueError(f"the episode of {self.name} is over: call reset() before step()")
+        self._check_going()
         text = self.parser.parse(reply)
         action = None if text is None else self._task.parse(text)
         valid, terminated, truncated, goal, env_reward = action is not None, False, False, False, 0.0
@@ -189,6 +195,16 @@ class AgentEnv:
     def close(self) -> None:
         """Close the environment."""
         self.env.close()
+
+    def _seed_of(self, seed: int | None) -> int:
+        """The seed given, or the next of the series."""
+        if seed is not None:
+            self._seeds = np.random.default_rng(seed)
+        return int(self._seeds.integers(2**31)) if seed is None else seed
+
+    def _check_going(self) -> None:
+        if self._over:
+            raise ValueError(f"the episode of {self.name} is over: call reset() before step()")
 
     def _observe(self, error: str) -> Observation:
         """Describe the present state."""

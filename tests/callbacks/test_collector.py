@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import pytest
+from flaky import Flaky
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_vlmq import (
@@ -20,7 +21,7 @@ from lightning_vlmq import (
     TurnStore,
 )
 from lightning_vlmq.batches import TokenBatch
-from lightning_vlmq.envs import NumberLine
+from lightning_vlmq.envs import NumberLine, WorkerEnv
 from lightning_vlmq.policy import VLMPolicy
 
 LR = {"lr": 1e-3, "critic_lr": 1e-3, "warmup_steps": 2, "critic_warmup_steps": 2}
@@ -87,6 +88,18 @@ def test_training_begins_with_nothing_and_sees_each_epoch_s_turns(vlm: VLM, tmp_
     assert all(episode.turns[-2].terminated for episode in episodes if episode not in cut)
     assert trainer.callback_metrics["collect/syntax_accuracy"] == 1.0
     assert trainer.callback_metrics["collect/turns"] == 48.0
+
+
+@pytest.mark.filterwarnings("ignore:environment .*started anew")
+def test_environments_that_fail_are_counted_and_training_goes_on(vlm: VLM, tmp_path: Path) -> None:
+    """Every episode that comes to a third step fails there."""
+    environment = WorkerEnv(Flaky({"*:3": "die"}), workers=2)
+    trainer = _trainer(tmp_path, 2, [OnlineCollector(environments=2, steps=6, epsilon=1.0)])
+    trainer.fit(VLMQ(vlm, **LR), _data(tmp_path, environment=environment))
+    episodes = _episodes(tmp_path)
+    assert trainer.global_step == 6
+    assert {len(episode) for episode in episodes} <= {1, 2}
+    assert 1 <= trainer.callback_metrics["collect/failures"] <= 4
 
 
 def test_demonstrations_first_then_own_turns(vlm: VLM, tmp_path: Path) -> None:

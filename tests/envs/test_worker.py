@@ -1,0 +1,215 @@
+"""Environments in processes of their own: the same play, and what comes of one that dies, hangs or raises."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from flaky import Flaky
+
+from lightning_vlmq.envs import AgentEnv, BabyAI, EpisodeLostError, NumberLine, WorkerEnv
+from lightning_vlmq.parsing import JsonParser
+from lightning_vlmq.policy import ExpertPolicy, RandomPolicy
+from lightning_vlmq.rollout import Rollout, play
+from lightning_vlmq.turns import Episode
+
+pytestmark = pytest.mark.filterwarnings("ignore:environment .*started anew")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _until(true: Callable[[], bool], seconds: float = 30.0) -> bool:
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.05)
+    return true()
+
+
+def _played(env: AgentEnv, seeds: int = 6) -> list[Episode]:
+    found = play(env, [RandomPolicy(), ExpertPolicy()], range(seeds), parallel=3)
+    return sorted(found, key=lambda episode: episode.turns[0].seed)
+
+
+@pytest.mark.parametrize("task", [NumberLine, BabyAI])
+def test_plays_as_in_this_process(task: type) -> None:
+    options = {"parser": JsonParser(), "step_limit": 4, "invalid_penalty": -1.0}
+    assert _played(WorkerEnv(task(), workers=3, **options)) == _played(AgentEnv(task(), **options))
+
+
+def test_is_known_as_the_environment_that_it_plays() -> None:
+    """A demonstration set goes on where an ``AgentEnv`` has begun it."""
+    assert WorkerEnv(NumberLine(), workers=2, step_limit=7).settings == AgentEnv(NumberLine(), step_limit=7).settings
+
+
+def test_a_series_of_seeds_goes_on_as_in_this_process() -> None:
+    found = []
+    for env in (AgentEnv(NumberLine()), WorkerEnv(NumberLine())):
+        texts = [env.reset(seed=3).images, env.reset().images, env.reset().images]
+        found.append((texts, env.seed, env.random_action(), env.expert_action()))
+        env.close()
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("what", ["die", "hang", "raise"])
+def test_a_lost_episode_ends_truncated_and_the_next_begins(what: str) -> None:
+    """Seed 1 fails in its third step: two turns of it are there, those of the other seeds are as ever."""
+    slow = WorkerEnv(Flaky({"1:3": what}), workers=2, timeout=3.0)
+    env = AgentEnv(Flaky())
+    options = [{"start": 0, "target": 5}] * 4
+    rollout = Rollout(slow, zip(range(4), options, strict=True), 2)
+    found = {}
+    while rollout.running:
+        found |= {episode.turns[0].seed: episode for episode in rollout.turn([ExpertPolicy()])}
+    assert rollout.failures == 1
+    rollout.close()
+    expected = {e.turns[0].seed: e for e in play(env, [ExpertPolicy()], range(4), options=options)}
+    assert [len(found[seed]) for seed in range(4)] == [5, 2, 5, 5]
+    assert found[1].turns[:1] == expected[1].turns[:1]
+    assert (found[1].turns[1].truncated, expected[1].turns[1].truncated) == (True, False)
+    assert found[1].turns[2].observation == expected[1].turns[2].observation
+    assert {seed: found[seed] for seed in (0, 2, 3)} == {seed: expected[seed] for seed in (0, 2, 3)}
+
+
+def test_a_reset_that_fails_is_asked_again(tmp_path: Path) -> None:
+    env = WorkerEnv(Flaky({"5:0": "die"}, once=str(tmp_path)))
+    assert env.reset(seed=5) == AgentEnv(NumberLine()).reset(seed=5)
+    assert (env.failures, (tmp_path / "5-0").exists()) == (1, True)
+    env.close()
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_fails_for_good_with_the_environments_own_traceback(step: int) -> None:
+    """Each new process fails before a step was played."""
+    env = WorkerEnv(Flaky({f"*:{step}": "raise"}), max_failures=3)
+    with pytest.raises(RuntimeError) as error:
+        list(play(env, [RandomPolicy()], range(9), parallel=1))
+    text = str(error.value)
+    assert text.startswith(f"environment NumberLine, {'step' if step else 'reset'}(): ZeroDivisionError: seven by noth")
+    assert "3 failures in a row\nTraceback" in text
+    assert "flaky.py" in text
+
+
+def test_a_step_between_failures_lets_it_go_on() -> None:
+    """Each of seven episodes fails in its second step, two in a row would end it."""
+    env = WorkerEnv(Flaky({"*:2": "raise"}), max_failures=2)
+    options = [{"start": 0, "target": 5}] * 7
+    assert [len(e) for e in play(env, [ExpertPolicy()], range(7), options=options)] == [1] * 7
+
+
+def test_says_how_a_process_died() -> None:
+    env = WorkerEnv(Flaky({"*:1": "die"}), max_failures=1)
+    env.reset(seed=0)
+    with pytest.raises(
+        RuntimeError, match=r"^environment NumberLine, step\(\): the process died \(exit code -9\); 1 fa"
+    ):
+        env.step("[action] +")
+
+
+def test_says_how_long_it_waited() -> None:
+    env = WorkerEnv(Flaky({"*:1": "hang"}), timeout=1.5, max_failures=2)
+    env.reset(seed=0)
+    with pytest.raises(EpisodeLostError, match=r"step\(\): no answer within timeout = 1\.5 s"):
+        env.step("[action] +")
+    with pytest.raises(EpisodeLostError, match=r"call reset\(\)"):
+        env.step("[action] +")
+    assert env.expert_action() is None
+    env.close()
+
+
+def test_over_is_over() -> None:
+    env = WorkerEnv(NumberLine())
+    with pytest.raises(ValueError, match="call reset"):
+        env.step("[action] +")
+    env.reset(seed=0, options={"start": 0, "target": 1})
+    assert env.step("[action] +").goal
+    with pytest.raises(ValueError, match="call reset"):
+        env.step("[action] +")
+    env.close()
+
+
+def test_copies_have_processes_of_their_own(tmp_path: Path) -> None:
+    env = WorkerEnv(Flaky(pids=str(tmp_path)))
+    env.reset(seed=0)
+    other = copy.deepcopy(env)
+    other.reset(seed=0)
+    assert len(list(tmp_path.iterdir())) == 2
+    for each in (env, other):
+        each.close()
+
+
+def test_steps_at_once() -> None:
+    """Eight environments that take a second each take far less than eight together."""
+    env = WorkerEnv(Flaky({"*:1": "take a second"}), workers=8)
+    rollout = Rollout(env, ((seed, {"start": 0, "target": 5}) for seed in range(99)), 8)
+    begin = time.monotonic()
+    rollout.turn([ExpertPolicy()])
+    assert 1.0 <= time.monotonic() - begin < 4.0
+    rollout.close()
+
+
+@pytest.mark.parametrize("what", ["hang", "die", "raise"])
+def test_nothing_is_left_of_a_process_that_failed(tmp_path: Path, what: str) -> None:
+    env = WorkerEnv(Flaky({"0:1": what}, pids=str(tmp_path)), timeout=1.0)
+    env.reset(seed=0)
+    with pytest.raises(EpisodeLostError):
+        env.step("[action] +")
+    pids = [int(pid) for pid in next(tmp_path.iterdir()).name.split("-")]
+    assert _until(lambda: not any(map(_alive, pids)))
+    env.close()
+
+
+_TRAINER = """
+import time
+from lightning_vlmq.envs import WorkerEnv
+from flaky import Flaky
+env = WorkerEnv(Flaky({{"0:1": "hang"}}, pids={folder!r}))
+env.reset(seed=0)
+env.step("[action] +")
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_nothing_is_left_of_a_killed_trainer(tmp_path: Path, how: signal.Signals) -> None:
+    """Also where the worker hangs and so never asks whether anyone is there."""
+    root = Path(__file__).parents[2]
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    script = tmp_path / "trainer.py"  # without a main guard, it would begin anew in every worker
+    script.write_text(f"if __name__ == '__main__':\n{_indented(_TRAINER.format(folder=str(pids)))}")
+    trainer = subprocess.Popen(
+        [sys.executable, str(script)], cwd=root, env=os.environ | {"PYTHONPATH": f"{root}:{root}/tests/helpers"}
+    )
+    assert _until(lambda: any(pids.iterdir()))
+    found = [int(pid) for pid in next(pids.iterdir()).name.split("-")]
+    assert all(map(_alive, found))
+    time.sleep(0.5)
+    trainer.send_signal(how)
+    trainer.wait(30)
+    assert _until(lambda: not any(map(_alive, found)))
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def test_refuses_what_it_cannot_send() -> None:
+    env = NumberLine()
+    env.window = lambda: None  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"env NumberLine cannot be sent to a process .*: make that in its reset\(\)"):
+        WorkerEnv(env)
+
+
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"timeout": 0.0}, {"max_failures": 0}])
+def test_refuses_numbers_out_of_range(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be at least 1"):
+        WorkerEnv(NumberLine(), **wrong)  # type: ignore[arg-type]

@@ -1,17 +1,26 @@
-"""Exact scores of a greedy policy, where an environment is small enough to be read out completely."""
+"""Exact scores and values of a policy, where an environment is small enough to be read out completely."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.envs.agent import AgentEnv
-from lightning_vlmq.envs.exact_blackjack import sample_every_state, score_blackjack, state_means
-from lightning_vlmq.envs.exact_numberline import numberline_pairs
+from lightning_vlmq.envs.blackjack import BlackjackState
+from lightning_vlmq.envs.exact_blackjack import (
+    HandOptions,
+    blackjack_q,
+    sample_every_state,
+    score_blackjack,
+    state_means,
+)
+from lightning_vlmq.envs.exact_numberline import numberline_pairs, numberline_q
 from lightning_vlmq.policy import VLMPolicy
 from lightning_vlmq.rollout import play
+from lightning_vlmq.turns import Observation
 
-__all__ = ["BlackjackScoreboard", "NumberLineScoreboard", "Scoreboard"]
+__all__ = ["BlackjackQ", "BlackjackScoreboard", "NumberLineQ", "NumberLineScoreboard", "QBoard", "Scoreboard"]
 
 
 class Scoreboard(Protocol):
@@ -83,3 +92,72 @@ class BlackjackScoreboard:
             "valid": valid / len(shown),
             "hands": len(shown),
         }
+
+
+class QBoard(Protocol):
+    """Anything that knows the exact values of a policy in an environment of two actions.
+
+    Attributes:
+        actions: Texts of the two.
+    """
+
+    actions: tuple[str, str]
+
+    def states(self, env: AgentEnv) -> list[Observation]:
+        """States as the agent sees them."""
+        ...
+
+    def q(self, env: AgentEnv, first: Sequence[float], discount: float) -> list[tuple[float, float]]:
+        """Values of both actions in each of :meth:`states`.
+
+        Args:
+            env: Its penalties and limits count; replies are taken to be valid.
+            first: The policy: probability of the first action in each of the states.
+            discount: Of a whole turn.
+        """
+        ...
+
+
+class NumberLineQ:
+    """NumberLine's 30 start pairs; the policy of a pair is taken to be the same after any number of steps."""
+
+    actions = ("+", "-")
+
+    def states(self, env: AgentEnv) -> list[Observation]:
+        """Each pair (current, target) at an episode's start."""
+        pairs = enumerate(numberline_pairs())
+        return [env.reset(seed=n, options={"start": start, "target": target}) for n, (start, target) in pairs]
+
+    def q(self, env: AgentEnv, first: Sequence[float], discount: float) -> list[tuple[float, float]]:
+        """Values of ``+`` and ``-`` with all replies ahead."""
+        plus, scale = dict(zip(numberline_pairs(), first, strict=True)), env.reward_scale
+        values = numberline_q(lambda *pair: plus[pair], discount, env.step_limit, env.end_penalty / scale)
+        return [(scale * values[*pair, 0]["+"], scale * values[*pair, 0]["-"]) for pair in plus]
+
+
+class BlackjackQ:
+    """Blackjack's 280 states in some hands each; the policy of a state is its mean over them.
+
+    Args:
+        hands: Hands shown for each state.
+        seed: Of the hands.
+    """
+
+    actions = ("hit", "stand")
+
+    def __init__(self, hands: int = 1, seed: int = 0) -> None:
+        self.hands = hands
+        self.seed = seed
+
+    def states(self, env: AgentEnv) -> list[Observation]:
+        """Hands of each state."""
+        return [env.reset(seed=self.seed + n, options={**hand}) for n, (_, hand) in enumerate(self._shown())]
+
+    def q(self, env: AgentEnv, first: Sequence[float], discount: float) -> list[tuple[float, float]]:
+        """Values of ``hit`` and ``stand``; the limits do not matter."""
+        shown, scale = self._shown(), env.reward_scale
+        values = blackjack_q(state_means(shown, first), discount)
+        return [(scale * values[state]["hit"], scale * values[state]["stand"]) for state, _ in shown]
+
+    def _shown(self) -> list[tuple[BlackjackState, HandOptions]]:
+        return sample_every_state(np.random.default_rng(self.seed), self.hands)

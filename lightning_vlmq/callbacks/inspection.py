@@ -1,5 +1,6 @@
 """Pictures in TensorBoard: what the agent plays, and what the critic thinks of each token."""
 
+import copy
 import itertools
 import time
 from collections.abc import Sequence
@@ -15,7 +16,16 @@ from PIL import Image
 
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.callbacks.evaluation import check_playable, environment_of
-from lightning_vlmq.callbacks.records import QAndReturn, TurnValues, film_strips, q_and_returns, replies, turn_values
+from lightning_vlmq.callbacks.records import (
+    QAndReturn,
+    Said,
+    TurnValues,
+    film_strips,
+    q_and_returns,
+    replies,
+    turn_values,
+    whole_replies,
+)
 from lightning_vlmq.datamodules.demonstrations import spread
 from lightning_vlmq.drawing import draw_film, draw_plane, draw_tokens
 from lightning_vlmq.envs.agent import AgentEnv
@@ -23,6 +33,7 @@ from lightning_vlmq.modules.base import AgentModule
 from lightning_vlmq.modules.judgement import Judgement
 from lightning_vlmq.policy import VLMPolicy
 from lightning_vlmq.rollout import play
+from lightning_vlmq.scoreboards import QBoard
 from lightning_vlmq.turns import Episode, Turn
 
 __all__ = ["Inspection"]
@@ -36,8 +47,8 @@ class Inspection(L.Callback):
 
     Pictures and histograms for each logger that takes them, such as TensorBoard's: played episodes as film strips;
     replies token by token, those of held-out turns of the data and those just played, coloured by advantage, with Q, V,
-    probability, the filter's word and the likeliest alternatives; the critic's Q against what really came. With
-    ``td_weight`` 0 there is no critic to show.
+    probability, the filter's word and the likeliest alternatives; the critic's Q against what really came, and against
+    the exact values of the current policy where these can be known. With ``td_weight`` 0 there is no critic to show.
 
     Training goes on as it would without it: generators, modes and the order of the data are left as they were, and it
     encodes pictures for itself. It runs on the first rank alone, which therefore must have the whole module (as with
@@ -51,6 +62,7 @@ class Inspection(L.Callback):
             greedy one that an evaluation plays, whose returns are not what Q predicts.
         return_episodes: Episodes whose returns are compared with Q, those of the film strips among them; 0 leaves the
             comparison out.
+        exact: Knows the environment's exact values.
         environment: Where to play; the DataModule's environment if ``None``.
         seed: First seed of the episodes, by default apart from those of evaluation, report and demonstrations.
 
@@ -65,6 +77,7 @@ class Inspection(L.Callback):
         turns: int = 6,
         temperature: float = 1.0,
         return_episodes: int = 16,
+        exact: QBoard | None = None,
         environment: AgentEnv | None = None,
         seed: int = 200_000,
     ) -> None:
@@ -81,6 +94,7 @@ class Inspection(L.Callback):
         self.turns = turns
         self.temperature = temperature
         self.return_episodes = return_episodes
+        self.exact = exact
         self.environment = environment
         self.seed = seed
         self._writers: list[Any] = []
@@ -117,7 +131,7 @@ class Inspection(L.Callback):
         assert isinstance(pl_module, AgentModule)
         begin, step = time.monotonic(), trainer.global_step
         with isolate_rng(), trainer.precision_plugin.forward_context():
-            pictures, compared = self._look(trainer, pl_module)
+            pictures, compared, scores = self._look(trainer, pl_module)
         histograms = {"q": [pair.q for pair in compared], "return": [pair.realised for pair in compared]}
         for writer in self._writers:
             for name, picture in pictures.items():
@@ -126,12 +140,14 @@ class Inspection(L.Callback):
                 if values and hasattr(writer, "add_histogram"):
                     writer.add_histogram(f"inspect/{name}", np.array(values), global_step=step)
         for logger in trainer.loggers:
-            logger.log_metrics({"inspect/seconds": time.monotonic() - begin}, step=step)
+            logger.log_metrics(scores | {"inspect/seconds": time.monotonic() - begin}, step=step)
 
     # -- parts ----------------------------------------------------------------------------------------------
 
-    def _look(self, trainer: L.Trainer, module: AgentModule) -> tuple[dict[str, Image.Image], list[QAndReturn]]:
-        """The pictures by name, and Q beside returns."""
+    def _look(
+        self, trainer: L.Trainer, module: AgentModule
+    ) -> tuple[dict[str, Image.Image], list[QAndReturn], dict[str, float]]:
+        """The pictures by name, Q beside returns, and how far Q is from the exact values."""
         environment = environment_of(trainer, self.environment)
         step = f"step {trainer.global_step}"
         how = "greedily" if self.temperature == 0 else f"at temperature {self.temperature:g}"
@@ -152,13 +168,18 @@ class Inspection(L.Callback):
             ids, judged = self._judge(module, pairs, alternatives=3)
             rows = replies([turn for turn, _ in pairs], ids, judged, self._encoder)
             pictures[f"tokens_{name}"] = draw_tokens(rows, f"{environment.name}, {step}: {whose}{_filter_in(judged)}")
-        if judged.critic is None or not self.return_episodes:
-            return pictures, []
-        compared = self._compare(module, episodes[: self.return_episodes])
+        compared, scores = [], {}
+        if judged.critic is not None:
+            compared = self._compare(module, episodes[: self.return_episodes])
         if compared:
             title = f"{environment.name}, {step}: {len(compared)} turns played {how}"
             pictures["q_and_return"] = _draw_compared(compared, title)
-        return pictures, compared
+        if judged.critic is not None and self.exact is not None:
+            q, exact = self._beside_exact(module, environment, self.exact)
+            scores = _distances(q, exact)
+            title = f"{environment.name}, {step}: {' and '.join(self.exact.actions)} in {len(q)} states"
+            pictures["q_and_exact"] = _draw_beside_exact(q, exact, title, scores)
+        return pictures, compared, scores
 
     def _compare(self, module: AgentModule, episodes: Sequence[Episode]) -> list[QAndReturn]:
         """Q and returns; of episodes that the environment cut, the return is not known."""
@@ -170,6 +191,30 @@ class Inspection(L.Callback):
             values += turn_values(ids, judged)
         ends = np.cumsum([len(episode) for episode in ended]).tolist()
         return [pair for a, b in itertools.pairwise([0, *ends]) for pair in q_and_returns(values[a:b])]
+
+    def _beside_exact(
+        self, module: AgentModule, environment: AgentEnv, board: QBoard
+    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Q and exact values ``[states, 2]`` of the current policy.
+
+        That is what the VLM says at temperature 1, of the two replies alone; it is taken never to give another one.
+        """
+        env = copy.deepcopy(environment)
+        said = [env.parser.format(action) for action in board.actions]
+        turns = [
+            Turn(env.name, str(number), 0, observation, reply=reply)
+            for number, observation in enumerate(board.states(env))
+            for reply in said
+        ]
+        env.close()
+        found: list[Said] = []
+        for start in range(0, len(turns), _BATCH):
+            some = turns[start : start + _BATCH]
+            found += whole_replies(*self._judge(module, list(zip(some, some, strict=True)), alternatives=1))
+        ahead = np.array([reply.log_pi for reply in found]).reshape(-1, 2) @ np.array([1, -1])
+        first = 1 / (1 + np.exp(-np.clip(ahead, -50, 50)))
+        q = np.array([reply.q for reply in found]).reshape(-1, 2)
+        return q, np.array(board.q(env, first.tolist(), found[0].discount))
 
     def _judge(
         self, module: AgentModule, pairs: Sequence[tuple[Turn, Turn]], alternatives: int
@@ -200,3 +245,21 @@ def _draw_compared(compared: Sequence[QAndReturn], title: str) -> Image.Image:
     note = f"mean Q {sum(q) / len(q):.2f}, mean return {sum(realised) / len(q):.2f}: "
     note += f"Q is {abs(off):.2f} too {'high' if off > 0 else 'low'}"
     return draw_plane(q, realised, ("Q of the turn's first token", "discounted return from there"), title, [note])
+
+
+def _distances(q: np.ndarray[Any, Any], exact: np.ndarray[Any, Any]) -> dict[str, float]:
+    better = np.argmax(q, axis=1) == np.argmax(exact, axis=1)
+    return {
+        "exact/q_error": float(np.abs(q - exact).mean()),
+        "exact/q_bias": float((q - exact).mean()),
+        "exact/q_prefers_better": float(better.mean()),
+    }
+
+
+def _draw_beside_exact(
+    q: np.ndarray[Any, Any], exact: np.ndarray[Any, Any], title: str, scores: dict[str, float]
+) -> Image.Image:
+    note = f"mean distance {scores['exact/q_error']:.2f}; "
+    note += f"the better action has the higher Q in {scores['exact/q_prefers_better']:.0%} of states"
+    names = ("Q of the whole reply", "exact value under the current policy")
+    return draw_plane(q.ravel().tolist(), exact.ravel().tolist(), names, title, [note])

@@ -15,7 +15,16 @@ from lightning_vlmq.modules.judgement import Judgement
 from lightning_vlmq.prompts import PromptMethod
 from lightning_vlmq.turns import Episode, Turn
 
-__all__ = ["QAndReturn", "TurnValues", "film_strips", "q_and_returns", "replies", "turn_values"]
+__all__ = [
+    "QAndReturn",
+    "Said",
+    "TurnValues",
+    "film_strips",
+    "q_and_returns",
+    "replies",
+    "turn_values",
+    "whole_replies",
+]
 
 _FRAMES = (3, 3)
 """First and last frames of a long episode; the very last one shows how it ended."""
@@ -48,6 +57,20 @@ class TurnValues(NamedTuple):
     q: float
     r_t: Tensor
     discount_t: Tensor
+
+
+class Said(NamedTuple):
+    """A reply as one action.
+
+    Attributes:
+        q: Its value: that of its last token.
+        log_pi: Its log-probability.
+        discount: Of the whole turn, where it does not end the episode.
+    """
+
+    q: float
+    log_pi: float
+    discount: float
 
 
 def film_strips(episodes: Sequence[Episode], prompt: PromptMethod) -> list[Strip]:
@@ -109,6 +132,16 @@ def turn_values(ids: Sequence[Sequence[int]], judged: Judgement) -> list[TurnVal
         TurnValues(float(critic.q[row, 0]), critic.r_t[row, : len(tokens)], critic.discount_t[row, : len(tokens)])
         for row, tokens in enumerate(ids)
     ]
+
+
+def whole_replies(ids: Sequence[Sequence[int]], judged: Judgement) -> list[Said]:
+    """Replies as single actions; arguments as for :func:`turn_values`."""
+    critic, found = judged.critic, []
+    assert critic is not None, "without a critic there is no Q to compare"
+    for row, length in enumerate(map(len, ids)):
+        discount = critic.discount_t[row, :length].prod()
+        found.append(Said(float(critic.q[row, length - 1]), float(judged.log_pi[row, :length].sum()), float(discount)))
+    return found
 
 
 def q_and_returns(turns: Sequence[TurnValues]) -> list[QAndReturn]:

@@ -1,3 +1,4 @@
+import math
 import random
 import subprocess
 import sys
@@ -15,12 +16,14 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_vlmq import VLM, VLMQ, AgentEnv, Demonstrations, Inspection, TargetCriticEMA, collect
-from lightning_vlmq.batches import TurnEncoder
-from lightning_vlmq.callbacks.records import TurnValues, film_strips, q_and_returns, replies, turn_values
+from lightning_vlmq.batches import TokenBatch, TurnEncoder
+from lightning_vlmq.callbacks.inspection import _distances
+from lightning_vlmq.callbacks.records import TurnValues, film_strips, q_and_returns, replies, turn_values, whole_replies
 from lightning_vlmq.drawing import Frame
 from lightning_vlmq.envs import NumberLine
 from lightning_vlmq.modules.judgement import CriticJudgement, Judgement
 from lightning_vlmq.prompts import PromptMethod
+from lightning_vlmq.scoreboards import NumberLineQ
 from lightning_vlmq.turns import Episode, Observation, Turn
 
 # -- records ------------------------------------------------------------------------------------------------
@@ -138,6 +141,42 @@ def test_returns_by_hand() -> None:
     assert q_and_returns(turn_values([[35, 37], [37]], _judged())) == [(1.0, 1.0), (4.0, 2.0)]
 
 
+def test_replies_as_single_actions() -> None:
+    """The last token's Q, .5 x .25, .5 x .5; padding is left out."""
+    assert whole_replies([[35, 37], [37]], _judged()) == [(-1.0, pytest.approx(math.log(0.125)), 0.25), (4.0, 0.0, 0.0)]
+
+
+class _Oracle:
+    """Judges NumberLine's replies by the exact values of the policy that says both with the same probability."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, off: float) -> None:
+        self.values = iter(np.ravel(NumberLineQ().q(AgentEnv(NumberLine()), [0.5] * 30, 0.81)) + off)
+
+    def judge(self, batch: TokenBatch, alternatives: int) -> Judgement:
+        ones = torch.ones(batch.mask.shape)
+        q = torch.full(batch.mask.shape, torch.nan, dtype=torch.float64)
+        for row, length in enumerate(batch.mask.sum(1).tolist()):
+            q[row, length - 1] = next(self.values)
+        discount = torch.where(torch.arange(ones.shape[1]) < 2, 0.9, 1.0).expand(ones.shape)
+        parts = CriticJudgement(q, ones, ones, ones, 0.0, ones[0, 0] > 0, ones, ones, ones, discount)
+        return Judgement(-ones, ones, ones, parts)
+
+
+@pytest.mark.parametrize("off", [0.0, -0.5])
+def test_a_critic_that_knows_everything(off: float, encoder: TurnEncoder) -> None:
+    inspection = Inspection()
+    inspection._encoder = encoder
+    module: Any = _Oracle(off)
+    q, exact = inspection._beside_exact(module, AgentEnv(NumberLine()), NumberLineQ())
+    assert q.shape == exact.shape == (30, 2)
+    assert _distances(q, exact) == pytest.approx(
+        {"exact/q_error": abs(off), "exact/q_bias": off, "exact/q_prefers_better": 1.0}, abs=1e-5
+    )
+    assert _distances(-exact, exact)["exact/q_prefers_better"] == 0.0
+
+
 # -- the callback -------------------------------------------------------------------------------------------
 
 
@@ -218,7 +257,8 @@ def _events(folder: Path) -> EventAccumulator:
 def test_training_is_the_same_and_the_pictures_are_there(demos: Path, tiny_folder: Path, tmp_path: Path) -> None:
     watches = [_Watch(), _Watch()]
     plain = _fit(tmp_path, demos, tiny_folder, [watches[0]])
-    inspection = Inspection(every_n_epochs=1, episodes=2, turns=3, return_episodes=3, environment=AgentEnv(_Careless()))
+    careless = AgentEnv(_Careless())
+    inspection = Inspection(1, episodes=2, turns=3, return_episodes=3, exact=NumberLineQ(), environment=careless)
     logger = TensorBoardLogger(tmp_path, name="", version="logs")
     inspected = _fit(tmp_path, demos, tiny_folder, [inspection, watches[1]], logger)
     assert watches[0].seen == watches[1].seen
@@ -227,11 +267,13 @@ def test_training_is_the_same_and_the_pictures_are_there(demos: Path, tiny_folde
     assert all(torch.equal(value, weights[name]) for name, value in inspected.state_dict().items())
     events = _events(tmp_path)
     assert set(events.Tags()["images"]) == {
-        f"inspect/{name}" for name in ("film", "tokens_played", "tokens_data", "q_and_return")
+        f"inspect/{name}" for name in ("film", "tokens_played", "tokens_data", "q_and_return", "q_and_exact")
     }
     assert [image.step for image in events.Images("inspect/film")] == [2, 4, 5]  # the last epoch is cut short
     assert {"inspect/q", "inspect/return"} <= set(events.Tags()["histograms"])
     assert all(second.value > 0 for second in events.Scalars("inspect/seconds"))
+    assert all(0 <= each.value <= 1 for each in events.Scalars("exact/q_prefers_better"))
+    assert all(each.value > 0 for each in events.Scalars("exact/q_error"))
 
 
 def test_sft_shows_probabilities_of_every_second_epoch_and_no_returns(

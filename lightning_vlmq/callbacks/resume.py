@@ -6,12 +6,13 @@ from typing import Any, cast
 import lightning as L
 import numpy as np
 import torch
+import torch.distributed
 
 __all__ = ["RandomState"]
 
 
 class RandomState(L.Callback):
-    """Saves the generators of Python, NumPy and torch with a checkpoint and restores them before the next batch.
+    """Saves each rank's generators of Python, NumPy and torch with a checkpoint; restores them before the next batch.
 
     Without it a resumed run draws other dropout masks and is no longer equal to an uninterrupted one.
     """
@@ -20,7 +21,7 @@ class RandomState(L.Callback):
         self._pending: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """States as plain types, which the safe checkpoint loader accepts."""
+        """States of all ranks as plain types, which the safe checkpoint loader accepts."""
         # the global state is the point
         name, keys, position, has_gauss, gauss = cast(tuple[Any, ...], np.random.get_state())  # noqa: NPY002
         state: dict[str, Any] = {
@@ -30,7 +31,11 @@ class RandomState(L.Callback):
         }
         if torch.cuda.is_available():
             state["cuda"] = torch.cuda.get_rng_state_all()
-        return state
+        ranks = [state]
+        if torch.distributed.is_initialized():
+            ranks = [{}] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(ranks, state)
+        return {"ranks": ranks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the states until training really goes on: set-up draws numbers, too."""
@@ -39,10 +44,11 @@ class RandomState(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Restores the states once."""
-        if self._pending is None:
+        """Restores the states once; a rank that the checkpoint does not know keeps its own."""
+        ranks, self._pending = (self._pending or {}).get("ranks", []), None
+        if trainer.global_rank >= len(ranks):
             return
-        state, self._pending = self._pending, None
+        state = ranks[trainer.global_rank]
         version, internal, gauss = state["python"]
         random.setstate((version, tuple(internal), gauss))
         name, keys, position, has_gauss, cached = state["numpy"]

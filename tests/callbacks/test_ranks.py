@@ -14,10 +14,11 @@ from lightning_vlmq import TurnStore
 SCRIPT = """
 import sys
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_vlmq import VLM, VLMQ, AgentEnv, EpisodeEvaluation, Inspection, OfflineToOnline, OnlineCollector
-from lightning_vlmq import TargetCriticEMA
+from lightning_vlmq import RandomState, TargetCriticEMA
 from lightning_vlmq.envs import NumberLine
 from lightning_vlmq.evaluation import EpisodeScores
 from lightning_vlmq.turns import Episode, Observation, Turn
@@ -39,6 +40,15 @@ class Unequal(L.Callback):  # the first rank has a long and a short episode, the
         assert found["eval/mean_length"] == 3.0, found  # the tiny VLM's replies are all invalid
         print("checked", trainer.global_rank, file=sys.stderr)
 
+class Generators(L.Callback):  # the ranks' differ; what they are where the second epoch trains
+    def on_train_start(self, trainer, module):
+        torch.manual_seed(trainer.global_rank)
+
+    def on_train_batch_start(self, trainer, module, batch, number):
+        if trainer.current_epoch == 1 and number == 0:
+            state = hash(tuple(torch.get_rng_state().tolist()))
+            print(f"generator {trainer.global_rank} {state}", file=sys.stderr)
+
 if __name__ == "__main__":
     vlm, folder, epochs, checkpoint = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
     L.seed_everything(3)
@@ -54,6 +64,7 @@ if __name__ == "__main__":
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
         callbacks=[
             TargetCriticEMA(), OnlineCollector(environments=3, steps=11, epsilon=1.0), keep,
+            RandomState(), Generators(),
             EpisodeEvaluation(episodes=2 if checkpoint else 3), Unequal(),
             Inspection(episodes=1, turns=1, return_episodes=2),
         ],
@@ -65,12 +76,15 @@ def test_ranks_play_apart_and_resume_together(tiny_folder: Path, tmp_path: Path)
     script = tmp_path / "fit.py"
     script.write_text(SCRIPT)
 
+    generators = []
+
     def fit(epochs: int, checkpoint: str = "") -> list[dict[int, int]]:
         """Length of each episode, by seed, of both ranks."""
         command = [sys.executable, str(script), str(tiny_folder), str(tmp_path), str(epochs), checkpoint]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stderr.count("checked") == 2
+        generators.append(sorted(line for line in done.stderr.splitlines() if line.startswith("generator")))
         stores = [TurnStore(tmp_path / "experience" / f"rank-{rank}") for rank in range(2)]
         return [{episode.turns[0].seed: len(episode) for episode in store.episodes()} for store in stores]
 
@@ -82,4 +96,7 @@ def test_ranks_play_apart_and_resume_together(tiny_folder: Path, tmp_path: Path)
     assert not set(first) & set(second)
     resumed = fit(2, str(tmp_path / "kept" / "epoch=0.ckpt"))
     assert [sum(ranks.values()) for ranks in resumed] == [66, 66]
+    # each rank goes on with its own generators, which on_train_start of the resumed run had set anew
+    assert generators[0] == generators[1]
+    assert len({line.split()[2] for line in generators[0]}) == len(generators[0]) == 2
     assert list((tmp_path / "experience" / "rank-1" / "set_aside").glob("*.parquet"))

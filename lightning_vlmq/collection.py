@@ -17,9 +17,9 @@ from lightning_vlmq.store import TurnStore
 
 __all__ = ["POLICIES", "collect", "online_seed"]
 
-POLICIES = ("random", "base", "base_minimum", "expert")
+POLICIES = ("random", "base", "base_minimum", "expert", "misled")
 """What a mixture may name: random valid actions, the VLM without adapter answering freely or after a reply begun
-with the tag, and the environment's scripted expert."""
+with the tag, the environment's scripted expert, and one that wants something else."""
 
 _SETTINGS = "collection.json"
 
@@ -118,8 +118,8 @@ def online_seed(seed: int, number: int) -> int:
 def _policy(name: str, encoder: TurnEncoder, temperature: float, seed: int) -> Policy:
     if name == "random":
         return RandomPolicy()
-    if name == "expert":
-        return ExpertPolicy()
+    if name in ("expert", "misled"):
+        return ExpertPolicy(misled=name == "misled")
     if name == "base":
         return VLMPolicy(encoder, temperature=temperature, base=True, seed=seed)
     if name == "base_minimum":

@@ -76,21 +76,26 @@ class RandomPolicy:
 
 
 class ExpertPolicy:
-    """The environment's scripted expert."""
+    """The environment's scripted expert.
 
-    name = "expert"
+    Args:
+        misled: True takes the expert that wants something else, for data that are consistently wrong.
+    """
+
+    def __init__(self, misled: bool = False) -> None:
+        self.name = "misled" if misled else "expert"
 
     def reply(self, envs: Sequence[AgentEnv], observations: Sequence[Observation]) -> list[Reply]:
-        """One expert action an environment.
+        """One action an environment.
 
         Raises:
-            ValueError: The environment has no expert.
+            ValueError: The environment has no such expert.
         """
         replies = []
         for env in envs:
-            action = env.expert_action()
+            action = env.misled_action() if self.name == "misled" else env.expert_action()
             if action is None:
-                raise ValueError(f"{env.name} has no scripted expert; take the policies random or base")
+                raise ValueError(f"{env.name} has no {self.name} policy; take the policies random or base")
             replies.append(Reply(env.parser.format(action)))
         return replies
 

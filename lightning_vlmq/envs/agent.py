@@ -192,6 +192,11 @@ class AgentEnv:
         """Return the text of the environment's expert action, or ``None`` where there is none."""
         return self._task.expert_action()
 
+    def misled_action(self) -> str | None:
+        """Return the text of what an expert for something else would do, or ``None`` where there is none."""
+        misled = getattr(self._task, "misled_action", None)
+        return None if misled is None else cast("str | None", misled())
+
     def close(self) -> None:
         """Close the environment."""
         self.env.close()

@@ -28,7 +28,7 @@ class BabyAI(gym.Env[Picture, np.int64]):
     mission that is done pays .1; limits are left to :class:`~lightning_vlmq.envs.agent.AgentEnv`. (The paper: 64
     steps, ``invalid_penalty`` -1, ``invalid_limit`` 5, ``end_penalty`` -200.) An action is the first of the six names
     in the reply, in any case. Implements :class:`~lightning_vlmq.envs.text.TextTask`; the scripted expert is
-    minigrid's bot.
+    minigrid's bot, also on its way to something else (:meth:`misled_action`).
 
     Args:
         level: Name of the level, one of minigrid's ``BabyAI-...`` ids.
@@ -172,6 +172,18 @@ class BabyAI(gym.Env[Picture, np.int64]):
             self._ask_bot(None)
         return "forward" if self._advice is None else _ACTIONS[self._advice]
 
+    def misled_action(self) -> str | None:
+        """Return what takes you to the nearest object that the mission does not mean; ``None`` once it is over.
+
+        It is a function of the world alone, so that who imitates it learns it. In front of that object, and where there
+        is none, it is ``drop``, which does nothing there.
+        """
+        if self._over:
+            return None
+        nearest = _nearest_other(self._env)
+        advice = None if nearest is None else _advice_towards(self._env, nearest)
+        return "drop" if advice is None else _ACTIONS[advice]
+
     def goal_reached(self) -> bool:
         """Return True if the mission was done by the last step."""
         return self._done
@@ -188,6 +200,44 @@ class BabyAI(gym.Env[Picture, np.int64]):
 
     def _info(self) -> dict[str, Any]:
         return {"mission": self._env.mission, "steps": self._steps}
+
+
+def _nearest_other(world: Any) -> tuple[int, int] | None:
+    """Where the nearest object is that the mission does not mean, as if nothing were in the way."""
+    (x, y), grid = world.agent_pos, world.grid
+    meant = {id(thing) for thing in _meant(world.instrs)}
+    cells = [(column, row) for row in range(grid.height) for column in range(grid.width)]
+    others = [cell for cell in cells if _counts(thing := grid.get(*cell)) and id(thing) not in meant]
+    return min(others, key=lambda cell: abs(cell[0] - x) + abs(cell[1] - y), default=None)
+
+
+def _meant(instruction: Any) -> Iterator[Any]:
+    """The objects that an instruction means, or those that it is made of."""
+    for part in vars(instruction).values():
+        if hasattr(part, "obj_set"):
+            yield from part.obj_set
+        elif hasattr(part, "verify"):
+            yield from _meant(part)
+
+
+def _advice_towards(world: Any, place: tuple[int, int]) -> int | None:
+    """The next action of a bot that knows the whole world and wants to face what is there; ``None`` where it does."""
+    from minigrid.envs.babyai.core.verifier import GoToInstr, ObjDesc
+    from minigrid.utils.baby_ai_bot import BabyAIBot
+
+    thing, mission = world.grid.get(*place), world.instrs
+    wanted: Any = ObjDesc(thing.type, thing.color)  # type: ignore[no-untyped-call]
+    wanted.obj_set, wanted.obj_poss = [thing], [place]
+    with _quiet(), contextlib.suppress(Exception):  # as the expert does, it is at a loss at times
+        try:
+            world.instrs = GoToInstr(wanted)  # type: ignore[no-untyped-call]
+            bot: Any = BabyAIBot(world)  # type: ignore[no-untyped-call]
+        finally:
+            world.instrs = mission
+        bot.vis_mask[:] = True
+        advice = int(bot.replan())
+        return advice if advice < len(_ACTIONS) else None
+    return None
 
 
 def _counts(thing: Any) -> bool:

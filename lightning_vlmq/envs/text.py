@@ -11,7 +11,9 @@ __all__ = ["TextTask"]
 class TextTask(Protocol):
     """The text side of a Gymnasium environment, read by :class:`~lightning_vlmq.envs.agent.AgentEnv`.
 
-    All methods describe the present state, after ``reset`` or ``step``.
+    All methods describe the present state, after ``reset`` or ``step``. One more is read where it exists:
+    ``misled_action() -> str | None``, like ``expert_action`` but of an expert that wants something else, for data that
+    are consistently wrong.
 
     Attributes:
         name: Name of the environment, as it is stored with every turn.

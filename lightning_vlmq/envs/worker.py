@@ -114,6 +114,11 @@ class WorkerEnv(AgentEnv):
         found = self._ask("expert_action")
         return None if found is None else str(found)
 
+    def misled_action(self) -> str | None:
+        """As in ``AgentEnv``; ``None`` also where the process failed."""
+        found = self._ask("misled_action")
+        return None if found is None else str(found)
+
     def close(self) -> None:
         """Ends the process, by force if it does not end."""
         process, connection = self._process, self._connection

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lightning_vlmq import VLM, AgentEnv, Demonstrations, RandomZoomOut, TurnEncoder, TurnStore, collect
-from lightning_vlmq.envs import Blackjack, NumberLine
+from lightning_vlmq.envs import BabyAI, Blackjack, NumberLine
 from lightning_vlmq.policy import ExpertPolicy, RandomPolicy
 from lightning_vlmq.relabelling import relabel
 from lightning_vlmq.rollout import play
@@ -180,6 +180,15 @@ def test_masks_alone_turn_the_data_into_sft_on_good_episodes(vlm: VLM, env: Agen
     assert not batch.td.any()
     assert batch.imitate.all()
     assert {data.store[int(row)].episode for row in data.training_rows} <= good
+
+
+def test_a_misled_expert_plays_where_there_is_one() -> None:
+    env = AgentEnv(BabyAI(), step_limit=20)
+    (episode,) = play(env, [ExpertPolicy(misled=True)], [0])
+    assert [turn.policy for turn in episode.turns[:-1]] == ["misled"] * 20
+    assert not episode.goal
+    with pytest.raises(ValueError, match="NumberLine has no misled policy; take the policies random or base"):
+        list(play(AgentEnv(NumberLine()), [ExpertPolicy(misled=True)], [0]))
 
 
 def test_the_expert_solves_numberline_and_plays_blackjack_well() -> None:

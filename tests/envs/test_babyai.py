@@ -7,7 +7,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from lightning_vlmq import PromptMethod
-from lightning_vlmq.envs import AgentEnv, BabyAI
+from lightning_vlmq.envs import AgentEnv, BabyAI, NumberLine
 from lightning_vlmq.envs.text import TextTask
 
 LEFT, RIGHT, FORWARD, PICKUP, DROP, TOGGLE = range(6)
@@ -55,6 +55,50 @@ def test_the_bot_goes_on_from_what_others_did():
                 break
         assert over
         assert env.goal_reached()
+
+
+@pytest.mark.parametrize("level", ["BabyAI-GoToRedBallGrey-v0", "BabyAI-PickupLoc-v0"])
+def test_the_misled_one_goes_to_something_else_and_stays_there(level):
+    env = BabyAI(level)
+    world, arrived = env._env, 0
+    for seed in range(8):
+        env.reset(seed=seed)
+        mission, before = world.mission, env.summary().split(".", 1)[1]
+        actions = []
+        for _ in range(40):
+            actions.append(env.misled_action())
+            assert not env.step(env.parse(actions[-1]))[2]
+        # it changes nothing, and the same world gives the same advice
+        assert env.summary().split(".", 1)[1] == before
+        assert (world.mission, env.misled_action(), env.misled_action()) == (mission, "drop", "drop")
+        front = world.grid.get(*world.front_pos)
+        arrived += front is not None and front.type != "wall" and front not in world.instrs.desc.obj_set
+        assert actions.index("drop") < 20
+    assert arrived == 8
+
+
+def test_the_misled_one_takes_the_shortest_way():
+    """Seed 0, from 6, 5 facing left: the key at 5, 6 and the ball at 5, 4 are as near; rows above come first."""
+    env = BabyAI()
+    env.reset(seed=0)
+    assert "You are at 6, 5 facing left." in env.summary()
+    assert env._env.grid.get(5, 4).type == "ball"
+    actions = []
+    for _ in range(3):
+        actions.append(env.misled_action())
+        env.step(env.parse(actions[-1]))
+    assert actions == ["forward", "right", "drop"]
+    assert tuple(env._env.front_pos) == (5, 4)
+
+
+def test_the_misled_one_without_another_object():
+    env = BabyAI("BabyAI-GoToRedBallNoDists-v0")
+    env.reset(seed=1)
+    assert env.misled_action() == "drop"
+    wrong = AgentEnv(BabyAI())
+    wrong.reset(seed=0)
+    assert wrong.misled_action() == "forward"
+    assert AgentEnv(NumberLine()).misled_action() is None
 
 
 def test_behind_the_levels_own_limit_a_success_still_pays():

@@ -22,6 +22,8 @@ POLICIES = ("random", "base", "base_minimum", "expert", "misled")
 with the tag, the environment's scripted expert, and one that wants something else."""
 
 _SETTINGS = "collection.json"
+_ENDED = "episodes_of_ended_rounds"
+"""Among the settings: those of them that are missing are not played again, unless turns are missing, too."""
 
 
 def collect(
@@ -69,6 +71,7 @@ def collect(
     }
     settings = json.loads(json.dumps(settings))  # tuples as they will be read back
     path = Path(folder) / _SETTINGS
+    found: dict[str, Any] = {}
     if path.exists():
         found = json.loads(path.read_text())
         for key, value in settings.items():
@@ -78,9 +81,10 @@ def collect(
                     f"choose another folder, set data.turns: 0 to train on them as they are, or delete this one"
                 )
     store = TurnStore(folder, skip_damaged=skip_damaged)
-    if not path.exists():
+    if not found:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(settings, indent=1).encode())
+    ended = found.get(_ENDED, 0)
     stored = set(store.columns(["seed"])["seed"].tolist())  # read without decoding a picture
     done = len(store.samples)
     columns = (TextColumn("collecting turns"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -93,6 +97,8 @@ def collect(
             missing = [each for each in seeds if each not in stored]
             if done >= turns and len(missing) == len(seeds):
                 break
+            if done >= turns and first < ended:
+                continue  # what is missing of it was lost by its environment
             policies = [_policy(name, encoder, temperature, seed + first) for name in mixture]
             shares, before = list(mixture.values()), done
             played = play(env, policies, missing, shares=shares, parallel=parallel, seed=seed + first)
@@ -102,6 +108,8 @@ def collect(
                 expected = before + (done - before) * len(missing) / number  # at the round's end
                 progress.update(bar, completed=done, total=max(turns, round(expected)))
             store.flush()
+            ended = max(ended, first + len(seeds))
+            write_atomic(path, json.dumps(settings | {_ENDED: ended}, indent=1).encode())
     return store
 
 

@@ -83,6 +83,7 @@ class ExpertPolicy:
     """
 
     def __init__(self, misled: bool = False) -> None:
+        self.misled = misled
         self.name = "misled" if misled else "expert"
 
     def reply(self, envs: Sequence[AgentEnv], observations: Sequence[Observation]) -> list[Reply]:
@@ -93,7 +94,7 @@ class ExpertPolicy:
         """
         replies = []
         for env in envs:
-            action = env.misled_action() if self.name == "misled" else env.expert_action()
+            action = env.misled_action() if self.misled else env.expert_action()
             if action is None:
                 raise ValueError(f"{env.name} has no {self.name} policy; take the policies random or base")
             replies.append(Reply(env.parser.format(action)))

@@ -40,14 +40,19 @@ def play(
 
     Raises:
         ValueError: ``shares`` do not fit ``policies`` or do not sum to one.
+        RuntimeError: All episodes were lost before their first turn.
     """
     starts = zip(seeds, options or [{}] * len(seeds), strict=True)
-    rollout = Rollout(env, starts, min(parallel, len(seeds), env.workers or parallel), seed)
+    rollout, played = Rollout(env, starts, min(parallel, len(seeds), env.workers or parallel), seed), 0
     try:
         while rollout.running:
-            yield from rollout.turn(policies, shares)
+            for episode in rollout.turn(policies, shares):
+                played += 1
+                yield episode
     finally:
         rollout.close()
+    if rollout.lost is not None and not played:
+        raise RuntimeError(f"no episode could be played: {rollout.lost}")
 
 
 class Rollout:
@@ -63,27 +68,32 @@ class Rollout:
 
     Attributes:
         waited: Seconds spent in environments so far.
+        failures: How often an environment failed so far.
+        lost: The last failure.
     """
 
     def __init__(
         self, env: AgentEnv, starts: Iterable[tuple[int, Mapping[str, object]]], parallel: int, seed: int = 0
     ) -> None:
         self.waited = 0.0
+        self.failures = 0
+        self.lost: EpisodeLostError | None = None
         self._rng = np.random.default_rng(seed)
         self._starts = iter(starts)
-        self._envs = [copy.deepcopy(env) for _ in range(parallel)]
         self._pool = ThreadPoolExecutor(max(1, parallel)) if env.workers else None
-        self._running = self._begin([_Running(each) for each in self._envs])
+        self._running = [_Running(copy.deepcopy(env)) for _ in range(parallel)]
+        self._ended: list[Episode] = []  # safe here until they are handed over
+        try:
+            begun = self._begin(self._running)
+        except BaseException:
+            self.close()
+            raise
+        self._running = [slot for slot in self._running if slot in begun]
 
     @property
     def running(self) -> int:
         """Number of environments with an open episode."""
         return len(self._running)
-
-    @property
-    def failures(self) -> int:
-        """How often an environment was lost so far."""
-        return sum(env.failures for env in self._envs)
 
     def turn(self, policies: Sequence[Policy], shares: Sequence[float] | None = None) -> list[Episode]:
         """Plays one reply in each environment.
@@ -115,32 +125,47 @@ class Rollout:
         names = [policies[index].name for index in chosen]
         over = self._each(_Running.step, self._running, [replies[i] for i in range(len(names))], names)
         ended = [slot for slot, is_over in zip(self._running, over, strict=True) if is_over]
-        episodes = [slot.episode(cut=slot.lost) for slot in ended if slot.turns]
+        self._count([slot for slot in ended if slot.lost is not None])
+        for slot in ended:
+            self._ended += [slot.episode()] if slot.turns else []
+            slot.turns = []
         begun = self._begin(ended)
-        self._running = [s for s, is_over in zip(self._running, over, strict=True) if not is_over or s in begun]
+        self._running = [slot for slot in self._running if slot not in ended or slot in begun]
         self.waited += time.monotonic() - begin
+        episodes, self._ended = self._ended, []
         return episodes
 
     def open_episodes(self) -> list[Episode]:
-        """Episodes so far of the environments that have played a reply, marked as truncated."""
-        return [slot.episode(cut=True) for slot in self._running if slot.turns]
+        """Episodes that were not handed over: those open after a reply, marked as truncated. Best once it is closed."""
+        return [*self._ended, *(slot.episode(cut=True) for slot in self._running if slot.turns)]
 
     def close(self) -> None:
-        """Closes the environments."""
-        self._running = []
-        for env in self._envs:
-            env.close()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        """Closes the environments; open episodes stay."""
+        if self._pool is None:
+            for slot in self._running:
+                slot.close()
+            return
+        with ThreadPoolExecutor(max(1, len(self._running))) as pool:  # the other one's threads may be waiting
+            list(pool.map(_Running.close, self._running))
+        self._pool.shutdown(cancel_futures=True)
 
     def _begin(self, slots: "Sequence[_Running]") -> "list[_Running]":
         """Begins the next episodes; returns the slots that have one, the others' environments are closed."""
-        starts = list(itertools.islice(self._starts, len(slots)))
-        for slot in slots[len(starts) :]:
-            slot.env.close()
-        begun = list(slots[: len(starts)])
-        self._each(_Running.begin, begun, *zip(*starts, strict=True))
+        begun: list[_Running] = []
+        while slots:
+            starts = list(itertools.islice(self._starts, len(slots)))
+            for slot in slots[len(starts) :]:
+                slot.close()
+            slots = slots[: len(starts)]
+            self._each(_Running.begin, slots, *zip(*starts, strict=True))
+            begun += [slot for slot in slots if slot.lost is None]
+            slots = [slot for slot in slots if slot.lost is not None]  # take the next start
+            self._count(slots)
         return begun
+
+    def _count(self, lost: "Sequence[_Running]") -> None:
+        self.failures += len(lost)
+        self.lost = lost[-1].lost if lost else self.lost
 
     def _each(self, method: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:
         """A method's results, at once where environments have processes of their own."""
@@ -156,20 +181,24 @@ class _Running:
         self.turns: list[Turn] = []
         self.observation = Observation()
         self.seed = 0
-        self.lost = False
+        self.lost: EpisodeLostError | None = None
+        self._closed = False
 
     def begin(self, seed: int, options: Mapping[str, object]) -> None:
+        """Begins an episode, or notes that the environment was lost."""
         self.seed = seed
-        self.turns = []
-        self.lost = False
-        self.observation = self.env.reset(seed=seed, options=dict(options) or None)
+        self.lost = None
+        try:
+            self.observation = self.env.reset(seed=seed, options=dict(options) or None)
+        except EpisodeLostError as error:
+            self.lost = error
 
     def step(self, reply: Reply, policy: str) -> bool:
         """Plays a reply; True when the episode ended, or the environment was lost: then without the reply."""
         try:
             outcome: Outcome = self.env.step(reply.text)
-        except EpisodeLostError:
-            self.lost = True
+        except EpisodeLostError as error:
+            self.lost = error
             return True
         self.turns.append(
             Turn(
@@ -201,9 +230,15 @@ class _Running:
     def _name(self) -> str:
         return f"{self.env.name}-{self.seed}"
 
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self.env.close()
+
     def episode(self, cut: bool = False) -> Episode:
+        """The episode so far, truncated where it is open or was lost."""
         turns = list(self.turns)
-        if cut and not turns[-1].terminated:
+        if (cut or self.lost is not None) and not turns[-1].terminated:
             turns[-1] = replace(turns[-1], truncated=True)
         last = Turn(
             env=self.env.name,

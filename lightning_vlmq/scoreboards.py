@@ -1,5 +1,7 @@
 """Exact scores and values of a policy, where an environment is small enough to be read out completely."""
 
+import contextlib
+import copy
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -7,7 +9,7 @@ import numpy as np
 
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.envs.agent import AgentEnv
-from lightning_vlmq.envs.blackjack import BlackjackState
+from lightning_vlmq.envs.blackjack import Blackjack, BlackjackState
 from lightning_vlmq.envs.exact_blackjack import (
     HandOptions,
     blackjack_q,
@@ -16,6 +18,7 @@ from lightning_vlmq.envs.exact_blackjack import (
     state_means,
 )
 from lightning_vlmq.envs.exact_numberline import numberline_pairs, numberline_q
+from lightning_vlmq.envs.numberline import NumberLine
 from lightning_vlmq.policy import VLMPolicy
 from lightning_vlmq.rollout import play
 from lightning_vlmq.turns import Observation
@@ -78,8 +81,9 @@ class BlackjackScoreboard:
         policy = VLMPolicy(encoder)
         shown = sample_every_state(rng, self.hands)
         observations = []
-        for number, (_, hand) in enumerate(shown):
-            observations.append(env.reset(seed=self.seed + number, options={**hand}))
+        with contextlib.closing(copy.deepcopy(env)) as shower:
+            for number, (_, hand) in enumerate(shown):
+                observations.append(shower.reset(seed=self.seed + number, options={**hand}))
         replies = policy.reply([env] * len(shown), observations)
         actions = [env.parser.parse(reply.text) for reply in replies]
         valid = sum(action in ("hit", "stand") for action in actions)
@@ -103,6 +107,10 @@ class QBoard(Protocol):
 
     actions: tuple[str, str]
 
+    def check(self, env: AgentEnv) -> None:
+        """Raises ``ValueError`` where the environment is not the one that it knows."""
+        ...
+
     def states(self, env: AgentEnv) -> list[Observation]:
         """States as the agent sees them."""
         ...
@@ -122,6 +130,12 @@ class NumberLineQ:
     """NumberLine's 30 start pairs; the policy of a pair is taken to be the same after any number of steps."""
 
     actions = ("+", "-")
+
+    def check(self, env: AgentEnv) -> None:
+        """NumberLine with a step limit of the wrapper's, and none of its own."""
+        _check_known(self, env, NumberLine)
+        if env.step_limit == 0 or getattr(env.env, "max_steps", None):
+            raise ValueError("NumberLineQ needs environment.step_limit above 0, and NumberLine without max_steps")
 
     def states(self, env: AgentEnv) -> list[Observation]:
         """Each pair (current, target) at an episode's start."""
@@ -149,6 +163,10 @@ class BlackjackQ:
         self.hands = hands
         self.seed = seed
 
+    def check(self, env: AgentEnv) -> None:
+        """Blackjack."""
+        _check_known(self, env, Blackjack)
+
     def states(self, env: AgentEnv) -> list[Observation]:
         """Hands of each state."""
         return [env.reset(seed=self.seed + n, options={**hand}) for n, (_, hand) in enumerate(self._shown())]
@@ -161,3 +179,11 @@ class BlackjackQ:
 
     def _shown(self) -> list[tuple[BlackjackState, HandOptions]]:
         return sample_every_state(np.random.default_rng(self.seed), self.hands)
+
+
+def _check_known(board: QBoard, env: AgentEnv, known: type) -> None:
+    if not isinstance(env.env, known) or env.reward_scale == 0:
+        raise ValueError(
+            f"{type(board).__name__} knows {known.__name__} with a reward_scale other than 0, not this "
+            f"{type(env.env).__name__}; leave `exact` out"
+        )

@@ -166,15 +166,18 @@ class OnlineCollector(L.Callback):
         if trainer.current_epoch < self.start_epoch:
             return
         apply_schedules(trainer, pl_module)
-        if self._rollout is None:
-            environment = environment_of(trainer, self.environment)
-            seed = self._seed(trainer) + trainer.current_epoch  # a resumed run does not draw the same again
-            self._rollout = Rollout(environment, self._starts(trainer), self.environments, seed)
         with trainer.precision_plugin.forward_context():
-            begin, waited, failures = time.monotonic(), self._rollout.waited, self._rollout.failures
+            begin = time.monotonic()
+            waited, failures = (self._rollout.waited, self._rollout.failures) if self._rollout else (0.0, 0)
+            if self._rollout is None:
+                environment = environment_of(trainer, self.environment)
+                seed = self._seed(trainer) + trainer.current_epoch  # a resumed run does not draw the same again
+                self._rollout = Rollout(environment, self._starts(trainer), self.environments, seed)
             played, ended = self._play(trainer)
             times = {"seconds": time.monotonic() - begin, "environment_seconds": self._rollout.waited - waited}
-            self._log(trainer, pl_module, [played, self._rollout.failures - failures], times, ended)
+            self._log(
+                trainer, pl_module, {"turns": played, "failures": self._rollout.failures - failures}, times, ended
+            )
 
     def _play(self, trainer: L.Trainer) -> tuple[int, list[Episode]]:
         """An epoch's turns; returns their number and the episodes that ended."""
@@ -206,16 +209,22 @@ class OnlineCollector(L.Callback):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        counted: list[int],
+        counted: dict[str, int],
         times: dict[str, float],
         ended: list[Episode],
     ) -> None:
         """Logs ``collect/...`` over all ranks, of which some may have no episode."""
         differences = self._differences(ended)
-        mine = [*counted, len(self._data.experience.samples), len(ended), float(differences.sum()), len(differences)]
+        mine = [
+            *counted.values(),
+            len(self._data.experience.samples),
+            len(ended),
+            float(differences.sum()),
+            len(differences),
+        ]
         total: torch.Tensor = trainer.strategy.reduce(torch.tensor(mine, device=pl_module.device), reduce_op="sum")
-        turns, failures, stored, episodes, difference, tokens = total.tolist()
-        logs = {"turns": turns, "failures": failures, "stored": stored, "episodes": episodes, **times}
+        *counts, stored, episodes, difference, tokens = total.tolist()
+        logs = {**dict(zip(counted, counts, strict=True)), "stored": stored, "episodes": episodes, **times}
         logs |= {"epsilon": self.epsilon, "temperature": self.temperature}
         if episodes:  # on any rank, so all of them are here
             metric = EpisodeScores().to(pl_module.device)
@@ -260,9 +269,9 @@ class OnlineCollector(L.Callback):
 
     def _finish(self) -> None:
         if self._rollout is not None:
+            self._rollout.close()
             for episode in self._rollout.open_episodes():
                 self._data.experience.append(episode)
-            self._rollout.close()
             self._rollout = None
         if hasattr(self, "_data") and hasattr(self._data, "experience"):
             self._data.experience.flush()

@@ -1,5 +1,6 @@
 """Pictures in TensorBoard: what the agent plays, and what the critic thinks of each token."""
 
+import contextlib
 import copy
 import itertools
 import time
@@ -103,10 +104,12 @@ class Inspection(L.Callback):
     # -- Lightning's hooks ----------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Checks that there is something to play and something to judge it."""
+        """Checks that there is something to play, to judge it, and that ``exact`` knows the environment."""
         check_playable(trainer, self.environment)
         if not isinstance(pl_module, AgentModule):
             raise ValueError(f"Inspection needs an AgentModule, such as VLMQ, not {type(pl_module).__name__}")
+        if self.exact is not None:
+            self.exact.check(environment_of(trainer, self.environment))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Looks for loggers that take pictures."""
@@ -197,24 +200,22 @@ class Inspection(L.Callback):
     ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Q and exact values ``[states, 2]`` of the current policy.
 
-        That is what the VLM says at temperature 1, of the two replies alone; it is taken never to give another one.
+        That is the policy of the critic's expectations, of the two replies alone: other ones it is taken never to give.
         """
-        env = copy.deepcopy(environment)
+        with contextlib.closing(copy.deepcopy(environment)) as env:
+            seen = board.states(env)
         said = [env.parser.format(action) for action in board.actions]
-        turns = [
-            Turn(env.name, str(number), 0, observation, reply=reply)
-            for number, observation in enumerate(board.states(env))
-            for reply in said
-        ]
-        env.close()
+        turns = [Turn(env.name, str(n), 0, observation, reply=r) for n, observation in enumerate(seen) for r in said]
         found: list[Said] = []
         for start in range(0, len(turns), _BATCH):
             some = turns[start : start + _BATCH]
             found += whole_replies(*self._judge(module, list(zip(some, some, strict=True)), alternatives=1))
-        ahead = np.array([reply.log_pi for reply in found]).reshape(-1, 2) @ np.array([1, -1])
-        first = 1 / (1 + np.exp(-np.clip(ahead, -50, 50)))
+        shares = np.array([reply.share for reply in found]).reshape(-1, 2)
+        both = shares.sum(1)
+        first = np.where(both > 0, shares[:, 0] / np.where(both > 0, both, 1), 0.5)
         q = np.array([reply.q for reply in found]).reshape(-1, 2)
-        return q, np.array(board.q(env, first.tolist(), found[0].discount))
+        # where the two replies have unequally many tokens, as if each turn were the mean of both
+        return q, np.array(board.q(env, first.tolist(), float(np.mean([reply.discount for reply in found]))))
 
     def _judge(
         self, module: AgentModule, pairs: Sequence[tuple[Turn, Turn]], alternatives: int

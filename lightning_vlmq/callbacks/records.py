@@ -64,12 +64,12 @@ class Said(NamedTuple):
 
     Attributes:
         q: Its value: that of its last token.
-        log_pi: Its log-probability.
+        share: Its probability in the expectations that the critic's targets are.
         discount: Of the whole turn, where it does not end the episode.
     """
 
     q: float
-    log_pi: float
+    share: float
     discount: float
 
 
@@ -139,8 +139,8 @@ def whole_replies(ids: Sequence[Sequence[int]], judged: Judgement) -> list[Said]
     critic, found = judged.critic, []
     assert critic is not None, "without a critic there is no Q to compare"
     for row, length in enumerate(map(len, ids)):
-        discount = critic.discount_t[row, :length].prod()
-        found.append(Said(float(critic.q[row, length - 1]), float(judged.log_pi[row, :length].sum()), float(discount)))
+        share, discount = (float(each[row, :length].prod()) for each in (critic.share, critic.discount_t))
+        found.append(Said(float(critic.q[row, length - 1]), share, discount))
     return found
 
 

@@ -1,6 +1,7 @@
 """Exact resume: random generators go on where the checkpoint left them."""
 
 import random
+import warnings
 from typing import Any, cast
 
 import lightning as L
@@ -14,7 +15,8 @@ __all__ = ["RandomState"]
 class RandomState(L.Callback):
     """Saves each rank's generators of Python, NumPy and torch with a checkpoint; restores them before the next batch.
 
-    Without it a resumed run draws other dropout masks and is no longer equal to an uninterrupted one.
+    Without it a resumed run draws other dropout masks and is no longer equal to an uninterrupted one. All ranks must
+    take part where a checkpoint is saved, as they do in Lightning.
     """
 
     def __init__(self) -> None:
@@ -45,8 +47,11 @@ class RandomState(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Restores the states once; a rank that the checkpoint does not know keeps its own."""
-        ranks, self._pending = (self._pending or {}).get("ranks", []), None
+        if self._pending is None:
+            return
+        ranks, self._pending = self._pending["ranks"], None
         if trainer.global_rank >= len(ranks):
+            warnings.warn(f"the checkpoint is of {len(ranks)} ranks: further ones draw other numbers", stacklevel=2)
             return
         state = ranks[trainer.global_rank]
         version, internal, gauss = state["python"]

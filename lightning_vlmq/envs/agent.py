@@ -70,14 +70,12 @@ class AgentEnv:
     Attributes:
         settings: The arguments above, and those of environment and parser as far as they are public attributes there.
         workers: Processes to play in; 0 for this one.
-        failures: How often the environment was lost.
 
     Raises:
         ValueError: If the environment does not speak text, or a limit is negative.
     """
 
     workers = 0
-    failures = 0
 
     def __init__(
         self,

@@ -175,8 +175,8 @@ class BabyAI(gym.Env[Picture, np.int64]):
     def misled_action(self) -> str | None:
         """Return what takes you to the nearest object that the mission does not mean; ``None`` once it is over.
 
-        It is a function of the world alone, so that who imitates it learns it. In front of that object, and where there
-        is none, it is ``drop``, which does nothing there.
+        It is a function of the world alone, so that who imitates it learns it. In front of that object it is ``drop``,
+        which does nothing there, and also where there is no other object.
         """
         if self._over:
             return None
@@ -225,7 +225,7 @@ def _advice_towards(world: Any, place: tuple[int, int]) -> int | None:
     from minigrid.envs.babyai.core.verifier import GoToInstr, ObjDesc
     from minigrid.utils.baby_ai_bot import BabyAIBot
 
-    thing, mission = world.grid.get(*place), world.instrs
+    thing, instructions = world.grid.get(*place), world.instrs
     wanted: Any = ObjDesc(thing.type, thing.color)  # type: ignore[no-untyped-call]
     wanted.obj_set, wanted.obj_poss = [thing], [place]
     with _quiet(), contextlib.suppress(Exception):  # as the expert does, it is at a loss at times
@@ -233,7 +233,7 @@ def _advice_towards(world: Any, place: tuple[int, int]) -> int | None:
             world.instrs = GoToInstr(wanted)  # type: ignore[no-untyped-call]
             bot: Any = BabyAIBot(world)  # type: ignore[no-untyped-call]
         finally:
-            world.instrs = mission
+            world.instrs = instructions
         bot.vis_mask[:] = True
         advice = int(bot.replan())
         return advice if advice < len(_ACTIONS) else None

@@ -1,6 +1,8 @@
-"""Environments that are slow, or may crash: each in a process of its own that is restarted when it fails."""
+"""Environments that are slow, or may crash: each in a process of its own that is replaced when it fails."""
 
+import atexit
 import contextlib
+import functools
 import multiprocessing
 import os
 import pickle
@@ -10,7 +12,7 @@ import traceback
 import warnings
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess, parent_process
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium as gym
 
@@ -20,7 +22,7 @@ from lightning_vlmq.turns import Observation
 __all__ = ["WorkerEnv"]
 
 _START_SECONDS = 120.0
-"""For Python and the environment's own imports; not counted in ``timeout``."""
+"""For Python, the environment's own imports and its construction; not counted in ``timeout``."""
 
 _CLOSE_SECONDS = 5.0
 
@@ -29,8 +31,9 @@ class WorkerEnv(AgentEnv):
     """An :class:`AgentEnv` that plays in a spawned process; whoever plays many of them has them step at once.
 
     A process that dies, hangs or raises is replaced: its episode ends where it stood (truncated), the next one begins
-    with the next seed. The same seeds give the same episodes as in an ``AgentEnv``. The environment is sent to the
-    process before its first ``reset``: what cannot be pickled (a browser, a window) is to be made in ``reset``.
+    with the next seed. The same replies to the same seed give the same episode as in an ``AgentEnv``. The environment
+    goes to the process as it is here before its first ``reset``: what cannot be pickled (a browser, a window) is to be
+    made in ``reset``, and what is changed here later does not reach it. A copy starts a process of its own.
 
     Args:
         env: As in ``AgentEnv``.
@@ -40,9 +43,6 @@ class WorkerEnv(AgentEnv):
         max_failures: Failures of a process and those that replace it, without a step between, after which the
             failure is raised.
         **options: As in ``AgentEnv``.
-
-    Attributes:
-        failures: How often the process was lost.
 
     Raises:
         ValueError: A number is out of range, the environment cannot be pickled, or as in ``AgentEnv``.
@@ -60,7 +60,7 @@ class WorkerEnv(AgentEnv):
         self.settings["environment.class"] = AgentEnv.__name__  # it plays the same episodes
         try:
             self._recipe = pickle.dumps((env, options))
-        except (pickle.PicklingError, TypeError, AttributeError) as error:
+        except Exception as error:  # of many kinds
             raise ValueError(
                 f"env {type(env).__name__} cannot be sent to a process ({error}): "
                 f"make that in its reset(), or use AgentEnv"
@@ -68,35 +68,42 @@ class WorkerEnv(AgentEnv):
         self.workers = workers
         self.timeout = timeout
         self.max_failures = max_failures
-        self.failures = 0
+        self._new()
+
+    def _new(self) -> None:
         self._in_a_row = 0
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
+        self._calling = self._closed = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy starts a process of its own."""
-        return self.__dict__ | {"_process": None, "_connection": None, "failures": 0, "_in_a_row": 0}
+        """Everything but the process."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_process", "_connection")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy without a process yet."""
+        self.__dict__.update(state)
+        self._new()
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Observation:
-        """As in ``AgentEnv``; a process that fails is replaced and asked again.
+        """As in ``AgentEnv``.
 
         Raises:
-            RuntimeError: It failed ``max_failures`` times in a row.
+            EpisodeLostError: The process failed; another ``reset`` begins an episode in a new one.
+            RuntimeError: It failed ``max_failures`` times in a row, or it is closed.
         """
         self._seed = self._seed_of(seed)
         self._over = True
-        while True:
-            with contextlib.suppress(EpisodeLostError):
-                found: Observation = self._call("reset", self._seed, options)
-                self._over = False
-                return found
+        found: Observation = self._call("reset", self._seed, options)
+        self._over = False
+        return found
 
     def step(self, reply: str) -> Outcome:
         """As in ``AgentEnv``.
 
         Raises:
             EpisodeLostError: The process failed; ``reset`` begins the next episode in a new one.
-            RuntimeError: It failed ``max_failures`` times in a row.
+            RuntimeError: It failed ``max_failures`` times in a row, or it is closed.
             ValueError: If the episode is over.
         """
         self._check_going()
@@ -107,113 +114,136 @@ class WorkerEnv(AgentEnv):
 
     def random_action(self) -> str:
         """As in ``AgentEnv``; empty, which is no action, where the process failed: the next step says so."""
-        return str(self._ask("random_action") or "")
+        return self._ask("random_action") or ""
 
     def expert_action(self) -> str | None:
-        """As in ``AgentEnv``; ``None`` also where the process failed."""
-        found = self._ask("expert_action")
-        return None if found is None else str(found)
+        """As in ``AgentEnv``; empty where the process failed."""
+        return self._ask("expert_action")
 
     def misled_action(self) -> str | None:
-        """As in ``AgentEnv``; ``None`` also where the process failed."""
-        found = self._ask("misled_action")
-        return None if found is None else str(found)
+        """As in ``AgentEnv``; empty where the process failed."""
+        return self._ask("misled_action")
 
     def close(self) -> None:
-        """Ends the process, by force if it does not end."""
-        process, connection = self._process, self._connection
-        self._process = self._connection = None
-        self._over = True
-        if connection is not None:
-            connection.close()  # the worker then closes its environment and ends
-        if process is not None:
-            process.join(_CLOSE_SECONDS)
-            _kill(process)
+        """Ends the process for good, by force where it is busy or does not end."""
+        self._closed = self._over = True
+        if self._process is None or self._connection is None:
+            return
+        if not self._calling:  # else another thread waits for an answer, and holds the connection
+            self._connection.close()  # the worker then closes its environment and ends
+            self._process.join(_CLOSE_SECONDS)
+        _kill(self._process)
 
     # -- parts ----------------------------------------------------------------------------------------------
 
-    def _ask(self, method: str) -> object:
+    def _ask(self, method: str) -> str | None:
         try:
-            return self._call(method)
+            found: str | None = self._call(method)
         except EpisodeLostError:
-            return None
+            return ""
+        return found
 
     def _call(self, method: str, *arguments: object) -> Any:
-        """The result of a method in the process, which is started where there is none."""
-        fresh = self._connection is None
-        if fresh and method != "reset":
-            raise EpisodeLostError(f"the process of {self.name} is gone: call reset()")
+        """The result of a method in the process, which ``reset`` starts where there is none."""
+        if self._closed:
+            raise RuntimeError(f"environment {self.name} is closed")
+        self._calling = True
         try:
-            if fresh:
+            if self._connection is None:
+                if method != "reset":
+                    raise EpisodeLostError(f"the process of {self.name} is gone: call reset()")
                 self._start()
-            assert self._connection is not None
-            self._connection.send((method, arguments))
-            if not self._connection.poll(self.timeout):
+            connection = self._connection
+            assert connection is not None
+            connection.send((method, arguments))
+            if not connection.poll(self.timeout):
                 raise TimeoutError(f"no answer within timeout = {self.timeout:g} s")
-            worked, result = self._connection.recv()
+            worked, result = connection.recv()
         except TimeoutError as error:
             self._fail(method, str(error))
-        except (EOFError, OSError):
+        except (EOFError, OSError) as error:
+            what = f"the process could not be used ({error})"
             if self._process is not None:
                 self._process.join(1.0)  # for its exit code
-            self._fail(method, f"the process died (exit code {getattr(self._process, 'exitcode', None)})")
+                what = f"the process died (exit code {self._process.exitcode})"
+            self._fail(method, what)
+        finally:
+            self._calling = False
         if not worked:
             self._fail(method, *result)
         return result
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self._recipe), name=self.name, daemon=True)
-        process.start()
-        self._process = process
-        theirs.close()  # else its end would not be noticed here
-        if not self._connection.poll(_START_SECONDS):
+        connection, theirs = context.Pipe()
+        with theirs:  # closed here, else its end would not be noticed
+            process = context.Process(target=_serve, args=(theirs, self._recipe), name=self.name, daemon=True)
+            process.start()
+        _running().add(process)
+        self._process, self._connection = process, connection
+        if not connection.poll(_START_SECONDS):
             raise TimeoutError(f"the process did not start within {_START_SECONDS:g} s")
-        self._connection.recv()
+        connection.recv()
 
-    def _fail(self, method: str, what: str, trace: str = "") -> None:
-        """Counts a failure and ends the process; always raises."""
+    def _fail(self, method: str, what: str, trace: str = "") -> NoReturn:
+        """Counts a failure and ends the process."""
         if self._process is not None:
             _kill(self._process)
+        if self._closed:
+            raise RuntimeError(f"environment {self.name} is closed")
         if self._connection is not None:
             self._connection.close()
         self._process = self._connection = None
-        self.failures += 1
         self._in_a_row += 1
-        message = f"environment {self.name}, {method}(): {what}"
+        message = f"environment {self.name}, seed {self._seed}, {method}(): {what}"
         if self._in_a_row >= self.max_failures:
             raise RuntimeError(f"{message}; {self._in_a_row} failures in a row\n{trace}".rstrip())
         warnings.warn(f"{message}; it is started anew ({self._in_a_row} in a row)", stacklevel=2)
-        raise EpisodeLostError(message)
+        raise EpisodeLostError(f"{message}\n{trace}".rstrip())
+
+
+@functools.cache
+def _running() -> set[BaseProcess]:
+    """Workers of this process. They end with it, whatever they do: multiprocessing would wait for them."""
+    running: set[BaseProcess] = set()
+    atexit.register(_kill_all, running)
+    return running
+
+
+def _kill_all(processes: set[BaseProcess]) -> None:
+    for process in tuple(processes):
+        _kill(process)
 
 
 def _kill(process: BaseProcess) -> None:
     """Ends a worker and what it has started, also what is left of one that died."""
+    _running().discard(process)
     with contextlib.suppress(ProcessLookupError, PermissionError):  # it does not lead a group yet, or all are gone
         assert process.pid is not None
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
-    process.join()
+    process.join(_CLOSE_SECONDS)  # not for ever: a process in the kernel, waiting for a device, cannot be killed
 
 
 def _serve(connection: Connection, recipe: bytes) -> None:
     """The worker: answers calls of the environment's methods until nobody asks any more."""
     os.setsid()  # Ctrl-C is for the trainer, who ends its workers; what they start ends with them
-    signal.signal(signal.SIGTERM, lambda *_: _end())
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    played: AgentEnv | None = None
     with contextlib.suppress(EOFError, OSError):
-        played: AgentEnv | None = None
+        failed = None
+        try:
+            env, options = pickle.loads(recipe)
+            played = AgentEnv(env, **options)
+        except Exception as error:
+            failed = _failure(error)
         connection.send(None)
         while True:
             method, arguments = connection.recv()
             try:
-                if played is None:
-                    env, options = pickle.loads(recipe)
-                    played = AgentEnv(env, **options)
-                answer = (True, getattr(played, method)(*arguments))
+                answer = failed or (True, getattr(played, method)(*arguments))
             except Exception as error:
-                answer = (False, (f"{type(error).__name__}: {error}", traceback.format_exc()))
+                answer = _failure(error)
             connection.send(answer)
     if played is not None:
         with contextlib.suppress(Exception):
@@ -221,8 +251,12 @@ def _serve(connection: Connection, recipe: bytes) -> None:
     _end()
 
 
+def _failure(error: Exception) -> tuple[bool, tuple[str, str]]:
+    return False, (f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
 def _end_with_parent() -> None:
-    """Ends the worker, whatever it does, where the trainer was killed."""
+    """Ends the worker where the trainer was killed, unless it is in foreign code that holds Python's lock."""
     parent = parent_process()
     assert parent is not None
     parent.join()

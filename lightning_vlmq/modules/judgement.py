@@ -35,6 +35,7 @@ class CriticJudgement(NamedTuple):
     Attributes:
         q: Of the reply's tokens ``[B, T]``.
         v: Of the states in which they were said ``[B, T]``.
+        share: Probabilities of the reply's tokens in the expectation that ``v`` is ``[B, T]``.
         advantage: Of the reply's tokens ``[B, T]``; the filter compares it with the threshold.
         weight: In the language loss ``[B, T]``, 0 where the filter or the turn's ``imitate`` says no; ``None`` where
             the actor imitates nothing.
@@ -48,6 +49,7 @@ class CriticJudgement(NamedTuple):
 
     q: Tensor
     v: Tensor
+    share: Tensor
     advantage: Tensor
     weight: Tensor | None
     threshold: float | None

@@ -217,6 +217,7 @@ class VLMQ(AgentModule):
         critic = CriticJudgement(
             q=q_a,
             v=q_a - adv,
+            share=action_probability(support, batch.reply_ids),
             advantage=adv,
             weight=None if hp["actor"] == "max_q" else accepted * batch.imitate.unsqueeze(-1),
             threshold=self.threshold,

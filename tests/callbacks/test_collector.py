@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import pytest
-from flaky import Flaky
+from flaky_env import Flaky
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_vlmq import (

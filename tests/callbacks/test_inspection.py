@@ -1,4 +1,4 @@
-import math
+import itertools
 import random
 import subprocess
 import sys
@@ -20,10 +20,10 @@ from lightning_vlmq.batches import TokenBatch, TurnEncoder
 from lightning_vlmq.callbacks.inspection import _distances
 from lightning_vlmq.callbacks.records import TurnValues, film_strips, q_and_returns, replies, turn_values, whole_replies
 from lightning_vlmq.drawing import Frame
-from lightning_vlmq.envs import NumberLine
+from lightning_vlmq.envs import Blackjack, NumberLine
 from lightning_vlmq.modules.judgement import CriticJudgement, Judgement
 from lightning_vlmq.prompts import PromptMethod
-from lightning_vlmq.scoreboards import NumberLineQ
+from lightning_vlmq.scoreboards import BlackjackQ, NumberLineQ, QBoard
 from lightning_vlmq.turns import Episode, Observation, Turn
 
 # -- records ------------------------------------------------------------------------------------------------
@@ -78,6 +78,7 @@ def _judged(critic: bool = True) -> Judgement:
     parts = CriticJudgement(
         q=torch.tensor([[1.0, -1.0], [4.0, 9.0]]),
         v=torch.tensor([[0.5, 1.0], [4.0, 9.0]]),
+        share=torch.tensor([[0.5, 0.25], [1.0, 9.0]]),
         advantage=torch.tensor([[0.5, -2.0], [0.0, 9.0]]),
         weight=torch.tensor([[1.0, 0.0], [1.0, 0.0]]),
         threshold=0.0,
@@ -143,38 +144,59 @@ def test_returns_by_hand() -> None:
 
 def test_replies_as_single_actions() -> None:
     """The last token's Q, .5 x .25, .5 x .5; padding is left out."""
-    assert whole_replies([[35, 37], [37]], _judged()) == [(-1.0, pytest.approx(math.log(0.125)), 0.25), (4.0, 0.0, 0.0)]
+    assert whole_replies([[35, 37], [37]], _judged()) == [(-1.0, 0.125, 0.25), (4.0, 1.0, 0.0)]
 
 
 class _Oracle:
-    """Judges NumberLine's replies by the exact values of the policy that says both with the same probability."""
+    """Judges NumberLine's replies by the exact values of a policy that says them with given probabilities."""
 
     device = torch.device("cpu")
 
-    def __init__(self, off: float) -> None:
-        self.values = iter(np.ravel(NumberLineQ().q(AgentEnv(NumberLine()), [0.5] * 30, 0.81)) + off)
+    def __init__(self, shares: tuple[float, float], off: float) -> None:
+        self.shares = itertools.cycle(shares)
+        plus = shares[0] / sum(shares)
+        self.values = iter(np.ravel(NumberLineQ().q(AgentEnv(NumberLine()), [plus] * 30, 0.81)) + off)
 
     def judge(self, batch: TokenBatch, alternatives: int) -> Judgement:
         ones = torch.ones(batch.mask.shape)
-        q = torch.full(batch.mask.shape, torch.nan, dtype=torch.float64)
+        q, share = (torch.full(batch.mask.shape, torch.nan, dtype=torch.float64) for _ in range(2))
         for row, length in enumerate(batch.mask.sum(1).tolist()):
             q[row, length - 1] = next(self.values)
+            share[row, :length] = next(self.shares) ** (1 / length)
         discount = torch.where(torch.arange(ones.shape[1]) < 2, 0.9, 1.0).expand(ones.shape)
-        parts = CriticJudgement(q, ones, ones, ones, 0.0, ones[0, 0] > 0, ones, ones, ones, discount)
-        return Judgement(-ones, ones, ones, parts)
+        parts = CriticJudgement(q, ones, share, ones, ones, 0.0, ones[0, 0] > 0, ones, ones, ones, discount)
+        return Judgement(ones, ones, ones, parts)
 
 
 @pytest.mark.parametrize("off", [0.0, -0.5])
-def test_a_critic_that_knows_everything(off: float, encoder: TurnEncoder) -> None:
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.6, 0.2), (0.0, 0.7)])
+def test_a_critic_that_knows_everything(off: float, shares: tuple[float, float], encoder: TurnEncoder) -> None:
     inspection = Inspection()
     inspection._encoder = encoder
-    module: Any = _Oracle(off)
+    module: Any = _Oracle(shares, off)
     q, exact = inspection._beside_exact(module, AgentEnv(NumberLine()), NumberLineQ())
     assert q.shape == exact.shape == (30, 2)
     assert _distances(q, exact) == pytest.approx(
         {"exact/q_error": abs(off), "exact/q_bias": off, "exact/q_prefers_better": 1.0}, abs=1e-5
     )
     assert _distances(-exact, exact)["exact/q_prefers_better"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("board", "env", "said"),
+    [
+        (NumberLineQ(), AgentEnv(Blackjack()), "NumberLineQ knows NumberLine .*, not this Blackjack"),
+        (NumberLineQ(), AgentEnv(NumberLine(), step_limit=0), r"needs environment\.step_limit above 0"),
+        (NumberLineQ(), AgentEnv(NumberLine(), reward_scale=0.0), "a reward_scale other than 0"),
+        (BlackjackQ(), AgentEnv(NumberLine()), "BlackjackQ knows Blackjack .*, not this NumberLine"),
+    ],
+)
+def test_an_environment_that_is_not_known_is_named_at_the_start(
+    board: QBoard, env: AgentEnv, said: str, encoder: TurnEncoder, vlm: VLM
+) -> None:
+    trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(encoder=encoder, environment=env))
+    with pytest.raises(ValueError, match=said):
+        Inspection(exact=board).setup(trainer, VLMQ(vlm), "fit")
 
 
 # -- the callback -------------------------------------------------------------------------------------------

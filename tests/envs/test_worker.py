@@ -1,16 +1,18 @@
 """Environments in processes of their own: the same play, and what comes of one that dies, hangs or raises."""
 
+import contextlib
 import copy
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from flaky import Flaky
+from flaky_env import Flaky
 
 from lightning_vlmq.envs import AgentEnv, BabyAI, EpisodeLostError, NumberLine, WorkerEnv
 from lightning_vlmq.parsing import JsonParser
@@ -80,11 +82,76 @@ def test_a_lost_episode_ends_truncated_and_the_next_begins(what: str) -> None:
     assert {seed: found[seed] for seed in (0, 2, 3)} == {seed: expected[seed] for seed in (0, 2, 3)}
 
 
-def test_a_reset_that_fails_is_asked_again(tmp_path: Path) -> None:
-    env = WorkerEnv(Flaky({"5:0": "die"}, once=str(tmp_path)))
-    assert env.reset(seed=5) == AgentEnv(NumberLine()).reset(seed=5)
-    assert (env.failures, (tmp_path / "5-0").exists()) == (1, True)
-    env.close()
+def test_a_seed_whose_reset_fails_is_left_out() -> None:
+    env = WorkerEnv(Flaky({"1:0": "die", "3:0": "raise"}), workers=2)
+    rollout = Rollout(env, ((seed, {}) for seed in range(5)), 2)
+    found = []
+    while rollout.running:
+        found += rollout.turn([ExpertPolicy()])
+    rollout.close()
+    assert sorted(episode.turns[0].seed for episode in found) == [0, 2, 4]
+    assert rollout.failures == 2
+
+
+def test_an_expert_is_asked_in_the_process_that_was_lost() -> None:
+    """The process is gone when the second action is asked for: the episode ends there, the next one is whole."""
+    env = WorkerEnv(Flaky(), workers=1)
+    options = {"start": 0, "target": 5}
+    rollout = Rollout(env, ((seed, options) for seed in range(2)), 1)
+    assert not rollout.turn([ExpertPolicy()])
+    os.kill(rollout._running[0].env._process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    (lost,) = rollout.turn([ExpertPolicy()])
+    assert (len(lost), lost.turns[0].truncated) == (1, True)
+    for _ in range(5):
+        found = rollout.turn([ExpertPolicy()])
+    assert [episode.goal for episode in found] == [True]
+    assert rollout.failures == 1
+    rollout.close()
+
+
+def test_what_ended_is_kept_where_the_next_reset_fails_for_good() -> None:
+    """Seeds 0 and 1 reach the goal in one step, 2 cannot begin."""
+    starts = [(seed, {"start": 0, "target": 1}) for seed in range(3)]
+    rollout = Rollout(WorkerEnv(Flaky({"2:0": "raise"}), max_failures=1), starts, 2)
+    with pytest.raises(RuntimeError, match="1 failures in a row"):
+        rollout.turn([ExpertPolicy()])
+    rollout.close()
+    assert [(e.turns[0].seed, e.goal, e.turns[0].truncated) for e in rollout.open_episodes()] == [
+        (0, True, False),
+        (1, True, False),
+    ]
+
+
+def test_nothing_is_left_where_it_cannot_even_begin(tmp_path: Path) -> None:
+    env = WorkerEnv(Flaky({"1:0": "raise"}, pids=str(tmp_path)), max_failures=1)
+    with pytest.raises(RuntimeError, match=r"seed 1, reset\(\)"):
+        Rollout(env, ((seed, {}) for seed in range(2)), 2)
+    pids = [int(pid) for path in tmp_path.iterdir() for pid in path.name.split("-")]
+    assert len(pids) == 4
+    assert _until(lambda: not any(map(_alive, pids)))
+
+
+def test_an_evaluation_without_an_episode_says_why() -> None:
+    env = WorkerEnv(Flaky({"*:1": "raise"}), workers=2)
+    with pytest.raises(RuntimeError, match=r"no episode could be played: .* seven by nothing"):
+        list(play(env, [ExpertPolicy()], range(4)))
+
+
+def test_closing_does_not_wait_for_those_that_hang() -> None:
+    rollout = Rollout(WorkerEnv(Flaky({"*:1": "hang"})), ((seed, {}) for seed in range(9)), 3)
+    player = threading.Thread(target=_turn, args=(rollout,))
+    player.start()
+    time.sleep(1.0)
+    begin = time.monotonic()
+    rollout.close()
+    player.join(5.0)
+    assert not player.is_alive()
+    assert time.monotonic() - begin < 4.0
+
+
+def _turn(rollout: Rollout) -> None:
+    with contextlib.suppress(RuntimeError):
+        rollout.turn([RandomPolicy()])
 
 
 @pytest.mark.parametrize("step", [0, 1])
@@ -94,9 +161,12 @@ def test_fails_for_good_with_the_environments_own_traceback(step: int) -> None:
     with pytest.raises(RuntimeError) as error:
         list(play(env, [RandomPolicy()], range(9), parallel=1))
     text = str(error.value)
-    assert text.startswith(f"environment NumberLine, {'step' if step else 'reset'}(): ZeroDivisionError: seven by noth")
+    what = "step" if step else "reset"
+    assert text.startswith(
+        f"environment NumberLine, seed 2, {what}(): ZeroDivisionError: seven by nothing; 3 failures in"
+    )
     assert "3 failures in a row\nTraceback" in text
-    assert "flaky.py" in text
+    assert "flaky_env.py" in text
 
 
 def test_a_step_between_failures_lets_it_go_on() -> None:
@@ -110,7 +180,7 @@ def test_says_how_a_process_died() -> None:
     env = WorkerEnv(Flaky({"*:1": "die"}), max_failures=1)
     env.reset(seed=0)
     with pytest.raises(
-        RuntimeError, match=r"^environment NumberLine, step\(\): the process died \(exit code -9\); 1 fa"
+        RuntimeError, match=r"^environment NumberLine, seed 0, step\(\): the process died \(exit code -9\); 1 fa"
     ):
         env.step("[action] +")
 
@@ -122,8 +192,10 @@ def test_says_how_long_it_waited() -> None:
         env.step("[action] +")
     with pytest.raises(EpisodeLostError, match=r"call reset\(\)"):
         env.step("[action] +")
-    assert env.expert_action() is None
+    assert (env.expert_action(), env.random_action()) == ("", "")
     env.close()
+    with pytest.raises(RuntimeError, match="is closed"):
+        env.reset(seed=0)
 
 
 def test_over_is_over() -> None:
@@ -171,21 +243,23 @@ def test_nothing_is_left_of_a_process_that_failed(tmp_path: Path, what: str) -> 
 _TRAINER = """
 import time
 from lightning_vlmq.envs import WorkerEnv
-from flaky import Flaky
-env = WorkerEnv(Flaky({{"0:1": "hang"}}, pids={folder!r}))
+from flaky_env import Flaky
+env = WorkerEnv(Flaky({{"0:1": "{what}"}}, pids={folder!r}))
 env.reset(seed=0)
 env.step("[action] +")
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_nothing_is_left_of_a_killed_trainer(tmp_path: Path, how: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("how", "what"), [(signal.SIGKILL, "hang"), (signal.SIGINT, "hang"), (signal.SIGINT, "hang in C")]
+)
+def test_nothing_is_left_of_a_killed_trainer(tmp_path: Path, how: signal.Signals, what: str) -> None:
     """Also where the worker hangs and so never asks whether anyone is there."""
     root = Path(__file__).parents[2]
     pids = tmp_path / "pids"
     pids.mkdir()
     script = tmp_path / "trainer.py"  # without a main guard, it would begin anew in every worker
-    script.write_text(f"if __name__ == '__main__':\n{_indented(_TRAINER.format(folder=str(pids)))}")
+    script.write_text(f"if __name__ == '__main__':\n{_indented(_TRAINER.format(folder=str(pids), what=what))}")
     trainer = subprocess.Popen(
         [sys.executable, str(script)], cwd=root, env=os.environ | {"PYTHONPATH": f"{root}:{root}/tests/helpers"}
     )

@@ -1,5 +1,6 @@
 """A NumberLine that fails where it is told to; in a module of its own, so that a spawned process finds it."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from lightning_vlmq.envs import NumberLine
 
 class Flaky(NumberLine):
     """``trouble`` names by ``"seed:step"`` (step 0 is the reset) what happens: die, hang,
-    raise, or take a second; ``once`` is a
+    hang in C, raise, or take a second; ``once`` is a
     folder that remembers what has happened, so that it does not again."""
 
     def __init__(self, trouble: dict[str, str] | None = None, once: str = "", pids: str = "") -> None:
@@ -49,6 +50,8 @@ class Flaky(NumberLine):
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "hang":
             time.sleep(600)
+        if what == "hang in C":
+            sum(itertools.repeat(1, 10**12))  # no other thread of Python runs then
         if what == "take a second":
             return time.sleep(1.0)
         raise ZeroDivisionError("seven by nothing")

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from flaky_env import Flaky
 
 from lightning_vlmq import VLM, AgentEnv, Demonstrations, RandomZoomOut, TurnEncoder, TurnStore, collect
-from lightning_vlmq.envs import BabyAI, Blackjack, NumberLine
+from lightning_vlmq.envs import BabyAI, Blackjack, NumberLine, WorkerEnv
 from lightning_vlmq.policy import ExpertPolicy, RandomPolicy
 from lightning_vlmq.relabelling import relabel
 from lightning_vlmq.rollout import play
@@ -196,6 +197,18 @@ def test_the_expert_solves_numberline_and_plays_blackjack_well() -> None:
     assert all(e.goal and e.env_return == 1.0 for e in episodes)
     hands = list(play(AgentEnv(Blackjack()), [ExpertPolicy()], range(400)))
     assert 0.33 < sum(e.goal for e in hands) / 400 < 0.53  # .4295 +- 4 standard errors
+
+
+@pytest.mark.filterwarnings("ignore:environment .*started anew")
+def test_what_an_environment_lost_is_not_played_again(
+    encoder: TurnEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third of eight episodes of a round cannot begin; the folder is full all the same."""
+    env = WorkerEnv(Flaky({"1000002:0": "raise"}))
+    store = collect(env, encoder, tmp_path, turns=8, mixture={"expert": 1.0}, parallel=2)
+    assert {turn.seed for turn in store} == {1_000_000 + number for number in range(8) if number != 2}
+    monkeypatch.setattr("lightning_vlmq.collection.play", None)
+    assert len(collect(env, encoder, tmp_path, turns=8, mixture={"expert": 1.0}, parallel=2)) == len(store)
 
 
 def test_settings_are_written_before_the_first_turn(encoder: TurnEncoder, env: AgentEnv, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -80,10 +80,7 @@ class BlackjackScoreboard:
         rng = np.random.default_rng(self.seed)
         policy = VLMPolicy(encoder)
         shown = sample_every_state(rng, self.hands)
-        observations = []
-        with contextlib.closing(copy.deepcopy(env)) as shower:
-            for number, (_, hand) in enumerate(shown):
-                observations.append(shower.reset(seed=self.seed + number, options={**hand}))
+        observations = _first_seen(env, (hand for _, hand in shown), self.seed)
         replies = policy.reply([env] * len(shown), observations)
         actions = [env.parser.parse(reply.text) for reply in replies]
         valid = sum(action in ("hit", "stand") for action in actions)
@@ -139,8 +136,7 @@ class NumberLineQ:
 
     def states(self, env: AgentEnv) -> list[Observation]:
         """Each pair (current, target) at an episode's start."""
-        pairs = enumerate(numberline_pairs())
-        return [env.reset(seed=n, options={"start": start, "target": target}) for n, (start, target) in pairs]
+        return _first_seen(env, ({"start": start, "target": target} for start, target in numberline_pairs()))
 
     def q(self, env: AgentEnv, first: Sequence[float], discount: float) -> list[tuple[float, float]]:
         """Values of ``+`` and ``-`` with all replies ahead."""
@@ -169,7 +165,7 @@ class BlackjackQ:
 
     def states(self, env: AgentEnv) -> list[Observation]:
         """Hands of each state."""
-        return [env.reset(seed=self.seed + n, options={**hand}) for n, (_, hand) in enumerate(self._shown())]
+        return _first_seen(env, (hand for _, hand in self._shown()), self.seed)
 
     def q(self, env: AgentEnv, first: Sequence[float], discount: float) -> list[tuple[float, float]]:
         """Values of ``hit`` and ``stand``; the limits do not matter."""
@@ -179,6 +175,12 @@ class BlackjackQ:
 
     def _shown(self) -> list[tuple[BlackjackState, HandOptions]]:
         return sample_every_state(np.random.default_rng(self.seed), self.hands)
+
+
+def _first_seen(env: AgentEnv, starts: Iterable[Mapping[str, object]], seed: int = 0) -> list[Observation]:
+    """Observations at the start of episodes with given reset options, in a copy that is closed again."""
+    with contextlib.closing(copy.deepcopy(env)) as shower:
+        return [shower.reset(seed=seed + number, options={**start}) for number, start in enumerate(starts)]
 
 
 def _check_known(board: QBoard, env: AgentEnv, known: type) -> None:

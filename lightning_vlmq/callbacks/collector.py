@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-import torch.distributed
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_vlmq.callbacks.evaluation import environment_of
+from lightning_vlmq.callbacks.ranks import of_all_ranks
 from lightning_vlmq.callbacks.schedules import apply_schedules
 from lightning_vlmq.collection import online_seed
 from lightning_vlmq.datamodules.offline_to_online import OfflineToOnline
@@ -148,11 +148,7 @@ class OnlineCollector(L.Callback):
         experience.flush()
         going = [to_text(episode.turns) for episode in (self._rollout.open_episodes() if self._rollout else [])]
         mine = {"store": experience.state(), "open": going, "next_seed": self._next_seed, "filled": self._filled}
-        ranks = [mine]
-        if torch.distributed.is_initialized():
-            ranks = [{}] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(ranks, mine)
-        return {"ranks": ranks}
+        return {"ranks": of_all_ranks(mine)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state until the stores are open."""

@@ -1,7 +1,5 @@
 """Pictures in TensorBoard: what the agent plays, and what the critic thinks of each token."""
 
-import contextlib
-import copy
 import itertools
 import time
 from collections.abc import Sequence
@@ -196,15 +194,13 @@ class Inspection(L.Callback):
         return [pair for a, b in itertools.pairwise([0, *ends]) for pair in q_and_returns(values[a:b])]
 
     def _beside_exact(
-        self, module: AgentModule, environment: AgentEnv, board: QBoard
+        self, module: AgentModule, env: AgentEnv, board: QBoard
     ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Q and exact values ``[states, 2]`` of the current policy.
 
         That is the policy of the critic's expectations, of the two replies alone: other ones it is taken never to give.
         """
-        with contextlib.closing(copy.deepcopy(environment)) as env:
-            seen = board.states(env)
-        said = [env.parser.format(action) for action in board.actions]
+        seen, said = board.states(env), [env.parser.format(action) for action in board.actions]
         turns = [Turn(env.name, str(n), 0, observation, reply=r) for n, observation in enumerate(seen) for r in said]
         found: list[Said] = []
         for start in range(0, len(turns), _BATCH):

@@ -7,7 +7,8 @@ from typing import Any, cast
 import lightning as L
 import numpy as np
 import torch
-import torch.distributed
+
+from lightning_vlmq.callbacks.ranks import of_all_ranks
 
 __all__ = ["RandomState"]
 
@@ -33,11 +34,7 @@ class RandomState(L.Callback):
         }
         if torch.cuda.is_available():
             state["cuda"] = torch.cuda.get_rng_state_all()
-        ranks = [state]
-        if torch.distributed.is_initialized():
-            ranks = [{}] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(ranks, state)
-        return {"ranks": ranks}
+        return {"ranks": of_all_ranks(state)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the states until training really goes on: set-up draws numbers, too."""

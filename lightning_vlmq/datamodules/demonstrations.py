@@ -258,12 +258,12 @@ class Demonstrations(L.LightningDataModule):
         return split
 
 
-@functools.lru_cache(maxsize=4)
 def spread(length: int, count: int) -> Rows:
     """Places from 0 to ``length - 1``, ``count`` at most, both ends among them and the others evenly between."""
     return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(np.int64))
 
 
+@functools.lru_cache(maxsize=4)
 def _permutation(size: int, *seed: int) -> Rows:
     return np.random.default_rng(seed).permutation(size)
 

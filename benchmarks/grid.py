@@ -2,9 +2,10 @@
 
     python -m benchmarks.grid configs/numberline.yaml --seeds 1 2 3 --folder runs/grid --parallel 2
 
-Everything behind ``--`` goes to ``vlmq fit``. A run whose ``results.json`` stands already is not repeated. All cells of
-a seed train on the same demonstrations. The table holds, for each cell, the mean and the worst seed of what matters:
-goal reached greedily, at temperature .4 and 1, and syntax accuracy at 1.
+Beside its eight cells stand runs in which one other option of the critic is changed. Everything behind ``--`` goes to
+``vlmq fit``. A run whose ``results.json`` stands already is not repeated. All cells of a seed train on the same
+demonstrations. The table holds, for each cell, the mean and the worst seed of what matters: goal reached greedily, at
+temperature .4 and 1, syntax accuracy at 1, and start pairs solved greedily by the shortest way.
 """
 
 import argparse
@@ -12,7 +13,10 @@ import itertools
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
+from operator import getitem
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from scripts.seeds import run_one, split_arguments
@@ -20,12 +24,19 @@ from scripts.seeds import run_one, split_arguments
 TRACES = (0.0, 1.0)
 SUPPORTS = {"full": None, "nucleus": 8}
 CRITICS = ("mlp", "embeddings")
-COLUMNS = (
-    ("trained", "goal_reached"),
-    ("trained at 0.4", "goal_reached"),
-    ("trained at 1", "goal_reached"),
-    ("trained at 1", "syntax_accuracy"),
-)
+# Each changes the configuration in one option.
+BESIDE = {
+    "critic_inputs": ("raw",),
+    "critic_lr": ("3e-4", "3e-3"),
+    "critic_states": ("detached", "base"),
+}
+COLUMNS = {
+    "greedy": ("trained", "goal_reached"),
+    "temperature .4": ("trained at 0.4", "goal_reached"),
+    "temperature 1": ("trained at 1", "goal_reached"),
+    "syntax at 1": ("trained at 1", "syntax_accuracy"),
+    "start pairs": ("scoreboards", "NumberLine, every start pair, greedy", "pairs_shortest"),
+}
 
 
 def main() -> None:
@@ -37,31 +48,42 @@ def main() -> None:
     arguments, passed_on = split_arguments(sys.argv[1:])
     options = parser.parse_args(arguments)
 
-    def run(cell: tuple[float, str, str], seed: int) -> dict[str, Any]:
-        trace, support, critic = cell
-        extra = [f"--model.trace={trace}", f"--model.critic={critic}"]
-        extra += [f"--model.top_k={json.dumps(SUPPORTS[support])}"]
-        extra += [f"--data.folder={options.folder / f'data-{seed}'}", *passed_on]
-        folder = options.folder / f"trace{trace:g}-{support}-{critic}" / f"seed-{seed}"
-        return run_one(options.config, seed, folder, extra, options.parallel)
+    cells = _cells()
 
-    rows: dict[str, dict[str, Any]] = {}
-    cells = list(itertools.product(TRACES, SUPPORTS, CRITICS))
+    def run(name: str, seed: int) -> dict[str, Any]:
+        extra = [*cells[name], f"--data.folder={options.folder / f'data-{seed}'}", *passed_on]
+        return run_one(options.config, seed, options.folder / name / f"seed-{seed}", extra, options.parallel)
+
+    rows: dict[str, dict[str, list[float]]] = {}
     with ThreadPoolExecutor(options.parallel) as pool:
         # Cell by cell, so that runs at the same time have different seeds: each then collects its own demonstrations.
-        runs = [[pool.submit(run, cell, seed) for seed in options.seeds] for cell in cells]
-        for (trace, support, critic), futures in zip(cells, runs, strict=True):
-            results, name = [future.result() for future in futures], f"trace {trace:g}, {support}, {critic}"
-            rows[name] = {"/".join(c): [result[c[0]][c[1]] for result in results] for c in COLUMNS}
+        runs = {name: [pool.submit(run, name, seed) for seed in options.seeds] for name in cells}
+        for name, futures in runs.items():
+            results = [future.result() for future in futures]
+            rows[name] = {title: [reduce(getitem, path, r) for r in results] for title, path in COLUMNS.items()}
             print(_line(name, rows[name]), flush=True)
-    print("\n| | " + " | ".join("/".join(c) for c in COLUMNS) + " |\n|---|" + "---|" * len(COLUMNS))
+    print("\n| | " + " | ".join(COLUMNS) + " |\n|---|" + "---|" * len(COLUMNS))
     for name, row in rows.items():
         print(_line(name, row))
     (options.folder / "grid.json").write_text(json.dumps(rows, indent=1))
 
 
+def _cells() -> dict[str, list[str]]:
+    """Arguments of ``vlmq fit`` by a cell's name, which is its folder's, too."""
+    cells = {}
+    for trace, support, critic in itertools.product(TRACES, SUPPORTS, CRITICS):
+        options = {"trace": trace, "top_k": json.dumps(SUPPORTS[support]), "critic": critic}
+        cells[f"trace{trace:g}-{support}-{critic}"] = [f"--model.{key}={value}" for key, value in options.items()]
+    for key, values in BESIDE.items():
+        cells |= {f"{key}-{value}": [f"--model.{key}={value}"] for value in values}
+    return cells
+
+
 def _line(name: str, row: dict[str, list[float]]) -> str:
-    cells = (f"{sum(values) / len(values):.1%} ({min(values):.1%})" for values in row.values())
+    cells = (
+        f"{mean(values):.1f} ({min(values)})" if title == "start pairs" else f"{mean(values):.1%} ({min(values):.1%})"
+        for title, values in row.items()
+    )
     return f"| {name} | " + " | ".join(cells) + " |"
 
 

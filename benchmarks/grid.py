@@ -54,7 +54,7 @@ def main() -> None:
         extra = [*cells[name], f"--data.folder={options.folder / f'data-{seed}'}", *passed_on]
         return run_one(options.config, seed, options.folder / name / f"seed-{seed}", extra, options.parallel)
 
-    rows: dict[str, dict[str, list[float]]] = {}
+    rows: dict[str, dict[str, list[Any]]] = {}
     with ThreadPoolExecutor(options.parallel) as pool:
         # Cell by cell, so that runs at the same time have different seeds: each then collects its own demonstrations.
         runs = {name: [pool.submit(run, name, seed) for seed in options.seeds] for name in cells}
@@ -79,7 +79,7 @@ def _cells() -> dict[str, list[str]]:
     return cells
 
 
-def _line(name: str, row: dict[str, list[float]]) -> str:
+def _line(name: str, row: dict[str, list[Any]]) -> str:
     cells = (
         f"{mean(values):.1f} ({min(values)})" if title == "start pairs" else f"{mean(values):.1%} ({min(values):.1%})"
         for title, values in row.items()

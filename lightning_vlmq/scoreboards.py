@@ -23,7 +23,15 @@ from lightning_vlmq.policy import VLMPolicy
 from lightning_vlmq.rollout import play
 from lightning_vlmq.turns import Observation
 
-__all__ = ["BlackjackQ", "BlackjackScoreboard", "NumberLineQ", "NumberLineScoreboard", "QBoard", "Scoreboard"]
+__all__ = [
+    "BlackjackQ",
+    "BlackjackScoreboard",
+    "NumberLineQ",
+    "NumberLineScoreboard",
+    "QBoard",
+    "Scoreboard",
+    "first_seen",
+]
 
 
 class Scoreboard(Protocol):
@@ -80,7 +88,7 @@ class BlackjackScoreboard:
         rng = np.random.default_rng(self.seed)
         policy = VLMPolicy(encoder)
         shown = sample_every_state(rng, self.hands)
-        observations = _first_seen(env, (hand for _, hand in shown), self.seed)
+        observations = first_seen(env, (hand for _, hand in shown), self.seed)
         replies = policy.reply([env] * len(shown), observations)
         actions = [env.parser.parse(reply.text) for reply in replies]
         valid = sum(action in ("hit", "stand") for action in actions)
@@ -136,7 +144,7 @@ class NumberLineQ:
 
     def states(self, env: AgentEnv) -> list[Observation]:
         """Each pair (current, target) at an episode's start."""
-        return _first_seen(env, ({"start": start, "target": target} for start, target in numberline_pairs()))
+        return first_seen(env, ({"start": start, "target": target} for start, target in numberline_pairs()))
 
     def q(self, env: AgentEnv, first: Sequence[float], discount: float) -> list[tuple[float, float]]:
         """Values of ``+`` and ``-`` with all replies ahead."""
@@ -165,7 +173,7 @@ class BlackjackQ:
 
     def states(self, env: AgentEnv) -> list[Observation]:
         """Hands of each state."""
-        return _first_seen(env, (hand for _, hand in self._shown()), self.seed)
+        return first_seen(env, (hand for _, hand in self._shown()), self.seed)
 
     def q(self, env: AgentEnv, first: Sequence[float], discount: float) -> list[tuple[float, float]]:
         """Values of ``hit`` and ``stand``; the limits do not matter."""
@@ -177,7 +185,7 @@ class BlackjackQ:
         return sample_every_state(np.random.default_rng(self.seed), self.hands)
 
 
-def _first_seen(env: AgentEnv, starts: Iterable[Mapping[str, object]], seed: int = 0) -> list[Observation]:
+def first_seen(env: AgentEnv, starts: Iterable[Mapping[str, object]], seed: int = 0) -> list[Observation]:
     """Observations at the start of episodes with given reset options, in a copy that is closed again."""
     with contextlib.closing(copy.deepcopy(env)) as shower:
         return [shower.reset(seed=seed + number, options={**start}) for number, start in enumerate(starts)]

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from lightning_vlmq import shards as disk
 from lightning_vlmq.files import lock
-from lightning_vlmq.shards import SCHEMA, DamagedShardError, RowIndex, Shard, ShardReader
+from lightning_vlmq.rows import SCHEMA, RowIndex, index_rows, to_table
+from lightning_vlmq.shards import DamagedShardError, Shard, ShardReader
 from lightning_vlmq.turns import SCHEMA_VERSION, Episode, Turn
 
 __all__ = ["SCHEMA", "TurnStore"]
@@ -127,7 +128,7 @@ class TurnStore:
         self._ids_shards = len(self._shards)
         if name in self._ids:
             raise ValueError(f"episode {name!r} is in {self.folder} already; give each episode its own identifier")
-        self._tables.append(disk.to_table(turns))
+        self._tables.append(to_table(turns))
         self._ids.add(name)
         self._buffer.extend(turns)
         if len(self._buffer) >= self._shard_rows:
@@ -150,7 +151,7 @@ class TurnStore:
             shard = disk.write_shard(self.folder, name, table)
             self._tables, self._buffer = [], []
             self._add([shard])
-            self._indices[name] = disk.index_rows(table)
+            self._indices[name] = index_rows(table)
             disk.write_manifest(self.folder, listed, self._shards)
 
     def reload(self) -> None:
@@ -198,7 +199,7 @@ class TurnStore:
 
     def _shard_index(self, shard: Shard) -> RowIndex:
         if shard.name not in self._indices:
-            self._indices[shard.name] = disk.index_rows(self._reader.columns(shard, ["episode", "index", "reply"]))
+            self._indices[shard.name] = index_rows(self._reader.columns(shard, ["episode", "index", "reply"]))
         return self._indices[shard.name]
 
     def _parts(self) -> list[tuple[int, RowIndex]]:
@@ -207,7 +208,7 @@ class TurnStore:
         if key != self._parts_key:
             indices = [self._shard_index(shard) for shard in self._shards]
             if self._tables:
-                indices.append(disk.index_rows(pa.concat_tables(self._tables)))
+                indices.append(index_rows(pa.concat_tables(self._tables)))
             self._parts_cache = list(zip(self._offsets.tolist(), indices, strict=False))
             samples = [offset + index.samples for offset, index in self._parts_cache]
             self._samples = np.concatenate([np.zeros(0, np.int64), *samples])

@@ -25,6 +25,7 @@ from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.envs import AgentEnv, Blackjack
 from lightning_vlmq.envs.blackjack import BlackjackState, optimal_action
 from lightning_vlmq.envs.exact_blackjack import HandOptions, sample_every_state, score_blackjack, state_means
+from lightning_vlmq.scoreboards import first_seen
 from lightning_vlmq.turns import Turn
 
 Shown = list[tuple[BlackjackState, HandOptions]]
@@ -103,12 +104,9 @@ def load(run: Path, checkpoint: str) -> VLMQ:
 
 def fork(vlm: VLM, shown: Shown, seed: int) -> tuple[Tensor, Tensor]:
     """Hidden states where the replies "hit" and "stand" part, ``[hands, D]``, and the two tokens."""
-    env, encoder = AgentEnv(Blackjack()), TurnEncoder(vlm)
-    turns = []
-    for number, (_, hand) in enumerate(shown):
-        observation = env.reset(seed=seed + number, options={**hand})
-        turns.append(Turn(env.name, str(number), 0, observation))
-    return fork_states(encoder, turns)
+    env = AgentEnv(Blackjack())
+    seen = first_seen(env, (hand for _, hand in shown), seed)
+    return fork_states(TurnEncoder(vlm), [Turn(env.name, str(row), 0, each) for row, each in enumerate(seen)])
 
 
 @torch.no_grad()

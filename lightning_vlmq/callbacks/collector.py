@@ -19,7 +19,7 @@ from lightning_vlmq.envs.agent import AgentEnv
 from lightning_vlmq.evaluation import EpisodeScores
 from lightning_vlmq.policy import Policy, RandomPolicy, VLMPolicy, log_prob_differences
 from lightning_vlmq.rollout import Rollout
-from lightning_vlmq.shards import from_text, to_text
+from lightning_vlmq.rows import from_text, to_text
 from lightning_vlmq.turns import Episode
 
 __all__ = ["OnlineCollector"]

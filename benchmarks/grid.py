@@ -27,7 +27,6 @@ CRITICS = ("mlp", "embeddings")
 # Each changes the configuration in one option.
 BESIDE = {
     "critic_inputs": ("raw",),
-    "critic_lr": ("3e-4", "3e-3"),
     "critic_states": ("detached", "base"),
 }
 COLUMNS = {

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.envs.agent import AgentEnv, plain_settings
-from lightning_vlmq.files import write_atomic
+from lightning_vlmq.files import lock, write_atomic
 from lightning_vlmq.policy import ExpertPolicy, Policy, RandomPolicy, VLMPolicy
 from lightning_vlmq.rollout import play
 from lightning_vlmq.store import TurnStore
@@ -71,6 +71,13 @@ def collect(
     }
     settings = json.loads(json.dumps(settings))  # tuples as they will be read back
     path = Path(folder) / _SETTINGS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lock(path.parent, ".collection.lock"):  # of several that begin at once the first one plays
+        return _fill(env, encoder, path, settings, skip_damaged)
+
+
+def _fill(env: AgentEnv, encoder: TurnEncoder, path: Path, settings: dict[str, Any], skip_damaged: bool) -> TurnStore:
+    """Plays what is missing in a folder that nobody else fills."""
     found: dict[str, Any] = {}
     if path.exists():
         found = json.loads(path.read_text())
@@ -80,10 +87,11 @@ def collect(
                     f"{path}: these turns were collected with {key} = {found.get(key)!r}, not {value!r}; "
                     f"choose another folder, set data.turns: 0 to train on them as they are, or delete this one"
                 )
-    store = TurnStore(folder, skip_damaged=skip_damaged)
+    store = TurnStore(path.parent, skip_damaged=skip_damaged)
     if not found:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(settings, indent=1).encode())
+    turns, seed, parallel = settings["turns"], settings["seed"], settings["parallel"]
+    mixture: dict[str, float] = settings["mixture"]
     ended = found.get(_ENDED, 0)
     stored = set(store.columns(["seed"])["seed"].tolist())  # read without decoding a picture
     done = len(store.samples)
@@ -99,7 +107,7 @@ def collect(
                 break
             if done >= turns and first < ended:
                 continue  # what is missing of it was lost by its environment
-            policies = [_policy(name, encoder, temperature, seed + first) for name in mixture]
+            policies = [_policy(name, encoder, settings["temperature"], seed + first) for name in mixture]
             shares, before = list(mixture.values()), done
             played = play(env, policies, missing, shares=shares, parallel=parallel, seed=seed + first)
             for number, episode in enumerate(played, 1):

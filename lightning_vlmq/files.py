@@ -30,10 +30,15 @@ def write_atomic(path: Path, data: Any) -> None:
 
 
 @contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """One writer at a time in a folder; the system releases the lock of a killed process."""
+def lock(folder: Path, name: str = ".lock") -> Iterator[None]:
+    """One writer at a time in a folder; the system releases the lock of a killed process.
+
+    Args:
+        folder: It exists.
+        name: Of the lock: those with different names do not wait for each other.
+    """
     import fcntl  # POSIX only: elsewhere stores can be read, but nothing here can be written
 
-    with open(folder / ".lock", "ab") as handle:
+    with open(folder / name, "ab") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -26,6 +26,7 @@ def play(
     parallel: int = 128,
     seed: int = 0,
     options: Sequence[Mapping[str, object]] | None = None,
+    failures: list[EpisodeLostError] | None = None,
 ) -> Iterator[Episode]:
     """Plays one episode a seed, many at once, and yields each as it ends.
 
@@ -37,6 +38,7 @@ def play(
         parallel: Episodes played at once, or as many as the environment has workers.
         seed: Of the draw between policies.
         options: Reset options of each episode, for chosen start states.
+        failures: A list to which failures of the environments are added as they happen.
 
     Raises:
         ValueError: ``shares`` do not fit ``policies`` or do not sum to one.
@@ -51,8 +53,10 @@ def play(
                 yield episode
     finally:
         rollout.close()
-    if rollout.lost is not None and not played:
-        raise RuntimeError(f"no episode could be played: {rollout.lost}")
+        if failures is not None:
+            failures += rollout.failures
+    if rollout.failures and not played:
+        raise RuntimeError(f"no episode could be played: {rollout.failures[-1]}")
 
 
 class Rollout:
@@ -68,16 +72,14 @@ class Rollout:
 
     Attributes:
         waited: Seconds spent in environments so far.
-        failures: How often an environment failed so far.
-        lost: The last failure.
+        failures: Failures of environments so far.
     """
 
     def __init__(
         self, env: AgentEnv, starts: Iterable[tuple[int, Mapping[str, object]]], parallel: int, seed: int = 0
     ) -> None:
         self.waited = 0.0
-        self.failures = 0
-        self.lost: EpisodeLostError | None = None
+        self.failures: list[EpisodeLostError] = []
         self._rng = np.random.default_rng(seed)
         self._starts = iter(starts)
         self._pool = ThreadPoolExecutor(max(1, parallel)) if env.workers else None
@@ -164,8 +166,7 @@ class Rollout:
         return begun
 
     def _count(self, lost: "Sequence[_Running]") -> None:
-        self.failures += len(lost)
-        self.lost = lost[-1].lost if lost else self.lost
+        self.failures += [slot.lost for slot in lost if slot.lost is not None]
 
     def _each(self, method: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:
         """A method's results, at once where environments have processes of their own."""

@@ -118,8 +118,9 @@ class VLM(nn.Module):
 
     @property
     def forbidden_ids(self) -> tuple[int, ...]:
-        """Ids that a reply must never hold: placeholders of pictures and padding."""
+        """Ids that a reply must never hold: placeholders of pictures, padding, the template's special tokens."""
         tokens = {self.hf.config.get_text_config().pad_token_id, self.tokenizer.pad_token_id, self.image_token_id}
+        tokens |= {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
         names = ("image_token", "fake_image_token", "global_image_token", "boi_token", "eoi_token", "video_token")
         for name in names:
             token = getattr(self.processor, name, None) or getattr(self.tokenizer, name, None)

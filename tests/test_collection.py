@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,15 @@ def test_an_action_prompt_begins_the_base_vlms_replies(encoder: TurnEncoder, env
     turns = [turn for episode in store.episodes() for turn in episode.turns if turn.reply is not None]
     assert all(turn.reply.startswith("[action]") and turn.policy == "base_minimum" for turn in turns)
     assert all(turn.forced > 0 for turn in turns)
+
+
+def test_of_two_that_begin_at_once_one_collects(encoder: TurnEncoder, env: AgentEnv, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(collect, env, encoder, tmp_path, turns=60, mixture={"random": 1.0}, parallel=4)
+            for _ in range(2)
+        ]
+        lengths = [len(job.result()) for job in jobs]
+    episodes = [turn.episode for turn in TurnStore(tmp_path) if turn.index == 0]
+    assert len(set(episodes)) == len(episodes)
+    assert lengths == [len(TurnStore(tmp_path))] * 2

@@ -164,7 +164,7 @@ class OnlineCollector(L.Callback):
         apply_schedules(trainer, pl_module)
         with trainer.precision_plugin.forward_context():
             begin = time.monotonic()
-            waited, failures = (self._rollout.waited, self._rollout.failures) if self._rollout else (0.0, 0)
+            waited, failures = (self._rollout.waited, len(self._rollout.failures)) if self._rollout else (0.0, 0)
             if self._rollout is None:
                 environment = environment_of(trainer, self.environment)
                 seed = self._seed(trainer) + trainer.current_epoch  # a resumed run does not draw the same again
@@ -172,7 +172,7 @@ class OnlineCollector(L.Callback):
             played, ended = self._play(trainer)
             times = {"seconds": time.monotonic() - begin, "environment_seconds": self._rollout.waited - waited}
             self._log(
-                trainer, pl_module, {"turns": played, "failures": self._rollout.failures - failures}, times, ended
+                trainer, pl_module, {"turns": played, "failures": len(self._rollout.failures) - failures}, times, ended
             )
 
     def _play(self, trainer: L.Trainer) -> tuple[int, list[Episode]]:

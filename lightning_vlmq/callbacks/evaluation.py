@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import track
 
 from lightning_vlmq.batches import TurnEncoder
-from lightning_vlmq.envs.agent import AgentEnv
+from lightning_vlmq.envs.agent import AgentEnv, EpisodeLostError
 from lightning_vlmq.evaluation import EpisodeScores, Scores, print_scores, score_episodes
 from lightning_vlmq.files import write_atomic
 from lightning_vlmq.policy import VLMPolicy
@@ -28,7 +28,8 @@ class EpisodeEvaluation(L.Callback):
     Needs a DataModule with an ``encoder``, such as :class:`~lightning_vlmq.datamodules.Demonstrations`.
 
     The episodes' seeds lie apart from those of demonstrations, and nothing played here is stored. Ranks share the
-    episodes. 95 % intervals are logged as ``eval/..._low`` and ``eval/..._high``.
+    episodes. 95 % intervals are logged as ``eval/..._low`` and ``eval/..._high``; ``eval/episodes`` counts those with a
+    turn, ``eval/failures`` the failures of environments among them: an episode that was lost counts as far as it came.
 
     Args:
         episodes: Episodes to play, on all ranks together.
@@ -69,15 +70,15 @@ class EpisodeEvaluation(L.Callback):
     def _play(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         rank, ranks = trainer.global_rank, trainer.world_size
         seeds = range(self.seed + rank, self.seed + self.episodes, ranks)  # none, where there are more ranks
-        metric = EpisodeScores().to(pl_module.device)
-        metric.update(
-            _episodes(trainer, self.environment, seeds, self.temperature, sampling=self.seed + 1_000_003 * rank)
-        )
+        metric, lost = EpisodeScores().to(pl_module.device), list[EpisodeLostError]()
+        sampling = self.seed + 1_000_003 * rank
+        metric.update(_episodes(trainer, self.environment, seeds, self.temperature, sampling=sampling, failures=lost))
         scores, intervals = metric.compute()
-        logs: dict[str, float] = {k: v for k, v in scores.items() if k not in ("episodes", "turns")}  # type: ignore[misc]
+        logs: dict[str, float] = {k: float(v) for k, v in scores.items() if k != "turns"}  # type: ignore[arg-type]
         for name, (low, high) in intervals.items():
             logs |= {f"{name}_low": low, f"{name}_high": high}
         pl_module.log_dict({f"eval/{name}": value for name, value in logs.items()})
+        pl_module.log("eval/failures", float(len(lost)), sync_dist=True, reduce_fx="sum")
         for board in self.scoreboards:
             encoder: TurnEncoder = trainer.datamodule.encoder  # type: ignore[attr-defined]
             for name, value in board(encoder, environment_of(trainer, self.environment)).items():
@@ -208,7 +209,8 @@ def _episodes(
     *,
     sampling: int,
     base: bool = False,
+    failures: list[EpisodeLostError] | None = None,
 ) -> Iterator[Episode]:
     encoder: TurnEncoder = trainer.datamodule.encoder  # type: ignore[attr-defined]
     policy = VLMPolicy(encoder, temperature=temperature, base=base, seed=sampling)
-    return play(environment_of(trainer, environment), [policy], seeds)
+    return play(environment_of(trainer, environment), [policy], seeds, failures=failures)

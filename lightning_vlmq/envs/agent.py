@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from lightning_vlmq.envs.pictures import encode_png
-from lightning_vlmq.envs.text import TextTask
+from lightning_vlmq.envs.text import Limits, TextTask
 from lightning_vlmq.parsing import ActionParser, TagParser
 from lightning_vlmq.turns import Observation
 
@@ -61,7 +61,8 @@ class AgentEnv:
     Args:
         env: Environment that implements :class:`~lightning_vlmq.envs.text.TextTask`, its own step limit lifted.
         parser: Finds the action in a reply; ``None`` for ``TagParser()``.
-        invalid_penalty: Reward of an invalid reply.
+        invalid_penalty: Reward of an invalid reply. This and the next three are the environment's own ``limits`` where
+            they are ``None``, or Gym Cards' (:class:`~lightning_vlmq.envs.text.Limits`) where it has none.
         invalid_limit: Invalid replies in a row that end the episode; 0 for no limit.
         step_limit: Replies that end the episode; 0 for no limit.
         end_penalty: Added to the reward where a limit ends the episode.
@@ -82,23 +83,24 @@ class AgentEnv:
         env: gym.Env,  # no type arguments: with them jsonargparse refuses an environment's own options
         *,
         parser: ActionParser | None = None,
-        invalid_penalty: float = -2.0,
-        invalid_limit: int = 3,
-        step_limit: int = 10,
-        end_penalty: float = -10.0,
+        invalid_penalty: float | None = None,
+        invalid_limit: int | None = None,
+        step_limit: int | None = None,
+        end_penalty: float | None = None,
         reward_scale: float = 1.0,
     ) -> None:
         missing = [name for name in _TEXT_MEMBERS if not hasattr(env, name)]
         if missing:
             raise ValueError(f"env {type(env).__name__} lacks {', '.join(missing)}: implement envs.text.TextTask")
-        if invalid_limit < 0 or step_limit < 0:
+        own: Limits = getattr(env, "limits", Limits())
+        self.invalid_penalty = own.invalid_penalty if invalid_penalty is None else invalid_penalty
+        self.invalid_limit = own.invalid_limit if invalid_limit is None else invalid_limit
+        self.step_limit = own.step_limit if step_limit is None else step_limit
+        self.end_penalty = own.end_penalty if end_penalty is None else end_penalty
+        if self.invalid_limit < 0 or self.step_limit < 0:
             raise ValueError(f"invalid_limit {invalid_limit}, step_limit {step_limit}: use 0 for no limit")
         self.env = env
         self.parser: ActionParser = TagParser() if parser is None else parser
-        self.invalid_penalty = invalid_penalty
-        self.invalid_limit = invalid_limit
-        self.step_limit = step_limit
-        self.end_penalty = end_penalty
         self.reward_scale = reward_scale
         self._task = cast(TextTask, env)
         # taken now: later the environment's attributes may be its state

@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from lightning_vlmq.envs.pictures import Picture
+from lightning_vlmq.envs.text import Limits
 from lightning_vlmq.parsing import first_match
 
 __all__ = ["BabyAI"]
@@ -25,10 +26,11 @@ class BabyAI(gym.Env[Picture, np.int64]):
 
     Reward: minigrid's own, ``1 - .9 * steps / (the level's step limit)`` where the mission is done, which ends the
     episode, else 0; the goal is a mission that is done. The level's own step limit does not end episodes, behind it a
-    mission that is done pays .1; limits are left to :class:`~lightning_vlmq.envs.agent.AgentEnv`. (The paper: 64
-    steps, ``invalid_penalty`` -1, ``invalid_limit`` 5, ``end_penalty`` -200.) An action is the first of the six names
-    in the reply, in any case. Implements :class:`~lightning_vlmq.envs.text.TextTask`; the scripted expert is
-    minigrid's bot, also on its way to something else (:meth:`misled_action`).
+    mission that is done pays .1; ``AgentEnv`` ends them at the paper's limits (64 steps, 5 invalid replies in a row),
+    with its penalties. An action is the first of the six names in the reply, in any case. Implements
+    :class:`~lightning_vlmq.envs.text.TextTask`; the scripted expert is minigrid's bot, also on its way to something
+    else (:meth:`misled_action`). The bot does not solve every world: it fails in some of KeyInBox,
+    PutNextS5N2Carrying, PutNextS6N3Carrying, PutNextS7N4Carrying, OpenDoorsOrderN2Debug and OpenDoorsOrderN4Debug.
 
     Args:
         level: Name of the level, one of minigrid's ``BabyAI-...`` ids.
@@ -46,6 +48,7 @@ class BabyAI(gym.Env[Picture, np.int64]):
         "drop puts it down there, toggle opens or closes what is in front of you."
     )
     example = "forward"
+    limits = Limits(invalid_penalty=-1.0, invalid_limit=5, step_limit=64, end_penalty=-200.0)  # table 4
 
     def __init__(
         self,

@@ -1,19 +1,28 @@
 """What an environment offers so that an agent can play it in text and pictures."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from lightning_vlmq.envs.pictures import Picture
 
-__all__ = ["TextTask"]
+__all__ = ["Limits", "TextTask"]
+
+
+class Limits(NamedTuple):
+    """Penalties and limits of :class:`~lightning_vlmq.envs.agent.AgentEnv`; the defaults are Gym Cards' (table 4)."""
+
+    invalid_penalty: float = -2.0
+    invalid_limit: int = 3
+    step_limit: int = 10
+    end_penalty: float = -10.0
 
 
 @runtime_checkable
 class TextTask(Protocol):
     """The text side of a Gymnasium environment, read by :class:`~lightning_vlmq.envs.agent.AgentEnv`.
 
-    All methods describe the present state, after ``reset`` or ``step``. One more is read where it exists:
+    All methods describe the present state, after ``reset`` or ``step``. Two more members are read where they exist:
     ``misled_action() -> str | None``, like ``expert_action`` but of an expert that wants something else, for data that
-    are consistently wrong.
+    are consistently wrong; and ``limits``, its own :class:`Limits`.
 
     Attributes:
         name: Name of the environment, as it is stored with every turn.

@@ -1,6 +1,7 @@
 """What the LightningModules here share: a VLM with an adapter, small checkpoints, a stop at bad numbers."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -133,6 +134,19 @@ class AgentModule(L.LightningModule):
     def _checkpoint_keys(self) -> set[str]:
         trained = {f"vlm.{name}" for name in self.vlm.trainable_names()}
         return trained | {key for key in self.state_dict() if not key.startswith("vlm.")}
+
+    # -- to log ---------------------------------------------------------------------------------------------
+
+    def over_ranks(self, logs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Means over ranks of what each has under the same names; NaN says that a rank has none of it.
+
+        Numbers that no rank has are left out. It is one collective, whatever there is to log.
+        """
+        values = torch.stack([value.detach().float() for value in logs.values()])
+        if self._trainer is not None and self.trainer.world_size > 1:
+            values = cast(Tensor, self.all_gather(values)).nanmean(0)
+        known = (~values.isnan()).tolist()
+        return {name: value for name, value, is_known in zip(logs, values, known, strict=True) if is_known}
 
     def should_log(self) -> bool:
         """Statistics cost a softmax over the vocabulary: they are made when the logger asks for them."""

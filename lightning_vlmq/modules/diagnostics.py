@@ -20,7 +20,7 @@ def diagnostics(
     targets: Tensor,
     seen_tokens: Tensor,
 ) -> dict[str, Tensor]:
-    """Means over a batch's reply tokens, by name; values are in units of reward.
+    """Means over a batch's reply tokens, by name, NaN where there are none; values are in units of reward.
 
     Args:
         batch: The batch.
@@ -30,7 +30,7 @@ def diagnostics(
         adv: Their advantages ``[B, T]``.
         accepted: Their filter weights ``[B, T]``.
         targets: Their TD targets ``[B, T]``.
-        seen_tokens: True for tokens that occurred in the data ``[V]``.
+        seen_tokens: True for tokens that occurred in the data, of which the first rank's batches tell ``[V]``.
     """
     mask = batch.mask
     valid = mask & batch.valid.unsqueeze(-1)
@@ -50,8 +50,8 @@ def diagnostics(
     unseen = probabilities[..., ~seen_tokens].sum(-1)
     passed = (accepted > 0).float()
     error = (q_a - targets).abs()
-    logs = {f"filter/pass_rate_{kind}": passed[where].mean() for kind, where in kinds.items() if where.any()}
-    logs |= {f"critic/advantage_{kind}": adv[where].float().mean() for kind, where in kinds.items() if where.any()}
+    logs = {f"filter/pass_rate_{kind}": passed[where].mean() for kind, where in kinds.items()}
+    logs |= {f"critic/advantage_{kind}": adv[where].float().mean() for kind, where in kinds.items()}
     return logs | {
         "policy/log_prob": log_pi[mask].mean(),
         "policy/entropy": entropy[mask].mean(),

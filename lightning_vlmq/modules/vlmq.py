@@ -313,16 +313,16 @@ class VLMQ(AgentModule):
         self.seen_tokens[batch.reply_ids[batch.mask]] = True
         loss, logs = self.losses(batch)
         self.stop_if_not_finite("the loss", loss, logs, f"batch {batch_idx}; ")
-        self.log("loss", loss.detach(), prog_bar=True)
+        logs = self.over_ranks({"loss": loss.detach(), **logs})
+        self.log("loss", logs.pop("loss"), prog_bar=True)
         self.log_dict(logs)
         return loss
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Losses and statistics on held-out turns."""
         loss, logs = self.losses(batch)
-        size = len(batch.reward)
-        self.log("val/loss", loss, batch_size=size)
-        self.log_dict({f"val/{name}": value for name, value in logs.items()}, batch_size=size)
+        logs = self.over_ranks({"loss": loss, **logs})
+        self.log_dict({f"val/{name}": value for name, value in logs.items()}, batch_size=len(batch.reward))
 
     def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """As in validation."""

@@ -6,12 +6,13 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from flaky_env import Flaky
 from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_vlmq import VLM, VLMQ, AgentEnv, Demonstrations, EpisodeEvaluation, Report, TargetCriticEMA
 from lightning_vlmq.callbacks import Schedule
-from lightning_vlmq.envs import NumberLine
+from lightning_vlmq.envs import NumberLine, WorkerEnv
 from lightning_vlmq.evaluation import EpisodeScores, episode_intervals, score_episodes
 from lightning_vlmq.intervals import wilson
 from lightning_vlmq.scoreboards import NumberLineScoreboard
@@ -167,3 +168,22 @@ def test_evaluation_and_report_of_a_fit(vlm: VLM, tmp_path: Path, capsys: pytest
     assert "trained" in printed
     # evaluation leaves the demonstrations alone
     assert {turn.policy for turn in data.store if turn.reply is not None} == {"random"}
+
+
+def test_failures_of_an_evaluations_environments_are_counted(vlm: VLM, tmp_path: Path) -> None:
+    """The second of four episodes cannot begin."""
+    env = WorkerEnv(Flaky({"1:0": "raise"}))
+    data = Demonstrations(
+        str(tmp_path / "data"), AgentEnv(NumberLine()), turns=8, mixture={"random": 1.0}, validation_batches=1
+    )
+    trainer = L.Trainer(
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[EpisodeEvaluation(episodes=4, environment=env)],
+    )
+    with pytest.warns(UserWarning, match="seven by nothing"):
+        (found,) = trainer.validate(VLMQ(vlm), data, verbose=False)
+    assert (found["eval/episodes"], found["eval/failures"]) == (3, 1)

@@ -38,6 +38,9 @@ class Unequal(L.Callback):  # the first rank has a long and a short episode, the
         found = trainer.callback_metrics
         assert found["eval/syntax_accuracy_low"] <= found["eval/syntax_accuracy"] <= found["eval/syntax_accuracy_high"]
         assert found["eval/mean_length"] == 3.0, found  # the tiny VLM's replies are all invalid
+        # what is logged of training and validation is every rank's, though each has turns of its own
+        logged = [found[name].item() for name in ("loss", "loss/critic", "val/critic/q", "val/filter/pass_rate_all")]
+        print(f"logged {logged}", file=sys.stderr)
         print("checked", trainer.global_rank, file=sys.stderr)
 
 class Generators(L.Callback):  # the ranks' differ; what they are where the second epoch trains
@@ -84,6 +87,8 @@ def test_ranks_play_apart_and_resume_together(tiny_folder: Path, tmp_path: Path)
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stderr.count("checked") == 2
+        logged = [line for line in done.stderr.splitlines() if line.startswith("logged")]
+        assert logged[0] == logged[1]
         generators.append(sorted(line for line in done.stderr.splitlines() if line.startswith("generator")))
         stores = [TurnStore(tmp_path / "experience" / f"rank-{rank}") for rank in range(2)]
         return [{episode.turns[0].seed: len(episode) for episode in store.episodes()} for store in stores]

@@ -7,8 +7,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from lightning_vlmq import PromptMethod
-from lightning_vlmq.envs import AgentEnv, BabyAI, NumberLine
-from lightning_vlmq.envs.text import TextTask
+from lightning_vlmq.envs import AgentEnv, BabyAI, NumberLine, WorkerEnv
+from lightning_vlmq.envs.text import Limits, TextTask
 
 LEFT, RIGHT, FORWARD, PICKUP, DROP, TOGGLE = range(6)
 
@@ -222,3 +222,14 @@ def test_errors_say_what_to_do():
         env.step(6)
     with pytest.raises(ValueError, match=r"options \['start'\] are not BabyAI's"):
         env.reset(options={"start": 1})
+
+
+def test_the_papers_limits_are_its_own() -> None:
+    env = AgentEnv(BabyAI())
+    limits = Limits(env.invalid_penalty, env.invalid_limit, env.step_limit, env.end_penalty)
+    assert limits == Limits(-1.0, 5, 64, -200.0) != Limits()
+    env.reset(seed=0)
+    rewards = [env.step("no action").reward for _ in range(5)]
+    assert rewards == [-1.0, -1.0, -1.0, -1.0, -201.0]
+    other = WorkerEnv(BabyAI(), step_limit=0)
+    assert (other.step_limit, other.settings["environment.end_penalty"]) == (0, -200.0)

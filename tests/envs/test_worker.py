@@ -72,7 +72,7 @@ def test_a_lost_episode_ends_truncated_and_the_next_begins(what: str) -> None:
     found = {}
     while rollout.running:
         found |= {episode.turns[0].seed: episode for episode in rollout.turn([ExpertPolicy()])}
-    assert rollout.failures == 1
+    assert len(rollout.failures) == 1
     rollout.close()
     expected = {e.turns[0].seed: e for e in play(env, [ExpertPolicy()], range(4), options=options)}
     assert [len(found[seed]) for seed in range(4)] == [5, 2, 5, 5]
@@ -90,7 +90,7 @@ def test_a_seed_whose_reset_fails_is_left_out() -> None:
         found += rollout.turn([ExpertPolicy()])
     rollout.close()
     assert sorted(episode.turns[0].seed for episode in found) == [0, 2, 4]
-    assert rollout.failures == 2
+    assert len(rollout.failures) == 2
 
 
 def test_an_expert_is_asked_in_the_process_that_was_lost() -> None:
@@ -105,7 +105,7 @@ def test_an_expert_is_asked_in_the_process_that_was_lost() -> None:
     for _ in range(5):
         found = rollout.turn([ExpertPolicy()])
     assert [episode.goal for episode in found] == [True]
-    assert rollout.failures == 1
+    assert len(rollout.failures) == 1
     rollout.close()
 
 

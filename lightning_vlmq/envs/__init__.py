@@ -4,7 +4,17 @@ from lightning_vlmq.envs.agent import AgentEnv, EpisodeLostError, Outcome
 from lightning_vlmq.envs.babyai import BabyAI
 from lightning_vlmq.envs.blackjack import Blackjack
 from lightning_vlmq.envs.numberline import NumberLine
-from lightning_vlmq.envs.text import TextTask
+from lightning_vlmq.envs.text import Limits, TextTask
 from lightning_vlmq.envs.worker import WorkerEnv
 
-__all__ = ["AgentEnv", "BabyAI", "Blackjack", "EpisodeLostError", "NumberLine", "Outcome", "TextTask", "WorkerEnv"]
+__all__ = [
+    "AgentEnv",
+    "BabyAI",
+    "Blackjack",
+    "EpisodeLostError",
+    "Limits",
+    "NumberLine",
+    "Outcome",
+    "TextTask",
+    "WorkerEnv",
+]

@@ -55,8 +55,10 @@ def collect(
         skip_damaged: True reads on past damaged shards; their episodes are played anew if turns are missing.
 
     Raises:
-        ValueError: An unknown policy, a damaged shard, or the folder was filled with other settings.
+        ValueError: An unknown policy, shares that do not sum to 1, a damaged shard, or the folder was filled with other
+            settings.
     """
+    _check_mixture(mixture)
     settings: dict[str, Any] = {
         "env": env.name,
         "turns": turns,
@@ -80,7 +82,12 @@ def _fill(env: AgentEnv, encoder: TurnEncoder, path: Path, settings: dict[str, A
     """Plays what is missing in a folder that nobody else fills."""
     found: dict[str, Any] = {}
     if path.exists():
-        found = json.loads(path.read_text())
+        try:
+            found = json.loads(path.read_text())
+        except ValueError:
+            raise ValueError(
+                f"{path} is damaged; delete it and the same command goes on with the turns there"
+            ) from None
         for key, value in settings.items():
             if found.get(key, value) != value:
                 raise ValueError(
@@ -131,6 +138,14 @@ def online_seed(seed: int, number: int) -> int:
     return _episode_seed(seed, 5_000_000 + number)
 
 
+def _check_mixture(mixture: Mapping[str, float]) -> None:
+    for name in mixture:
+        if name not in POLICIES:
+            raise ValueError(f"mixture: unknown policy {name!r}; choose from {', '.join(POLICIES)}")
+    if min(mixture.values(), default=-1) < 0 or abs(sum(mixture.values()) - 1) > 1e-6:
+        raise ValueError(f"mixture: shares of policies must be at least 0 and sum to 1, not {dict(mixture)}")
+
+
 def _policy(name: str, encoder: TurnEncoder, temperature: float, seed: int) -> Policy:
     if name == "random":
         return RandomPolicy()
@@ -138,8 +153,5 @@ def _policy(name: str, encoder: TurnEncoder, temperature: float, seed: int) -> P
         return ExpertPolicy(misled=name == "misled")
     if name == "base":
         return VLMPolicy(encoder, temperature=temperature, base=True, seed=seed)
-    if name == "base_minimum":
-        return VLMPolicy(
-            encoder, temperature=temperature, base=True, seed=seed, action_prompt="minimum", name="base_minimum"
-        )
-    raise ValueError(f"mixture: unknown policy {name!r}; choose from {', '.join(POLICIES)}")
+    assert name == "base_minimum"
+    return VLMPolicy(encoder, temperature=temperature, base=True, seed=seed, action_prompt="minimum", name=name)

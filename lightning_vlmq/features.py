@@ -43,6 +43,9 @@ class FeatureCache:
         path: SQLite file that keeps features across runs; ``None`` keeps them in memory only.
         memory_mb: Bound of what is held in memory, in MB; the least recently used go first.
         batch_size: Pictures encoded at once.
+
+    Raises:
+        ValueError: The file is damaged.
     """
 
     def __init__(self, vlm: VLM, path: str | Path | None = None, *, memory_mb: int = 256, batch_size: int = 16) -> None:
@@ -58,10 +61,15 @@ class FeatureCache:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             # losing the last entries in a crash costs only their computation
             self._file = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-            with lock(Path(path).parent):  # two ranks at once: SQLite does not wait where the journal's mode changes
-                self._file.execute("PRAGMA journal_mode=WAL")
-            self._file.execute("PRAGMA synchronous=NORMAL")
-            self._file.execute("CREATE TABLE IF NOT EXISTS features (key TEXT PRIMARY KEY, value BLOB)")
+            try:
+                with lock(Path(path).parent):  # of two ranks: SQLite does not wait where the journal changes
+                    self._file.execute("PRAGMA journal_mode=WAL")
+                self._file.execute("PRAGMA synchronous=NORMAL")
+                self._file.execute("CREATE TABLE IF NOT EXISTS features (key TEXT PRIMARY KEY, value BLOB)")
+            except sqlite3.OperationalError:  # locked, or no space: nothing is damaged
+                raise
+            except sqlite3.DatabaseError as error:
+                raise ValueError(f"{path} is damaged ({error}); delete it, its features are computed anew") from None
 
     def __call__(self, images: Sequence[bytes]) -> list[EncodedImage]:
         """Encodes pictures, each distinct one at most once.

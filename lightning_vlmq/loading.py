@@ -55,9 +55,12 @@ def adapter_targets(network: Any, targets: Sequence[str] | str, layers: int | No
         chosen = linear
     else:
         chosen = [name for name in linear if any(name == t or name.endswith(f".{t}") for t in wanted)]
-    if not chosen:
+    idle = [t for t in wanted if wanted != ["all-linear"] and not any(f".{name}".endswith(f".{t}") for name in linear)]
+    if idle or not chosen:
         known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
-        raise ValueError(f"vlm.lora_targets: {wanted} match no linear layer of the language model; it has {known}")
+        raise ValueError(
+            f"vlm.lora_targets: {idle or wanted} match no linear layer of the language model; it has {known}"
+        )
     if layers is not None:
         numbers = {name: int(found[1]) for name in chosen if (found := re.search(r"(?:^|\.)layers\.(\d+)\.", name))}
         first = max(numbers.values(), default=-1) + 1 - layers

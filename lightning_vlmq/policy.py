@@ -96,7 +96,7 @@ class ExpertPolicy:
         for env in envs:
             action = env.misled_action() if self.misled else env.expert_action()
             if action is None:
-                raise ValueError(f"{env.name} has no {self.name} policy; take the policies random or base")
+                raise ValueError(f"{env.name} has no {self.name} policy; random and base play everything")
             replies.append(Reply(env.parser.format(action)))
         return replies
 

@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,3 +138,9 @@ def test_features_of_other_weights_are_not_taken(vlm: VLM, pairs: list, tmp_path
     changed = FeatureCache(vlm, tmp_path / "f.sqlite")
     changed([image])
     assert changed.computed == 1
+
+
+def test_a_damaged_file_of_features_is_named(vlm: VLM, tmp_path: Path) -> None:
+    (tmp_path / "f.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(ValueError, match=r"f.sqlite is damaged .*; delete it, its features are computed anew"):
+        FeatureCache(vlm, tmp_path / "f.sqlite")

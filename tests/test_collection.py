@@ -31,8 +31,14 @@ def test_collection_is_reproducible_resumable_and_not_repeated(
 def test_unknown_policies_and_bad_shares_are_named(encoder: TurnEncoder, env: AgentEnv, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mixture: unknown policy 'oracle'; choose from random, base"):
         collect(env, encoder, tmp_path / "a", turns=5, mixture={"oracle": 1.0})
-    with pytest.raises(ValueError, match="shares of policies must be 1 numbers"):
-        collect(env, encoder, tmp_path / "b", turns=5, mixture={"random": 0.5})
+    with pytest.raises(
+        ValueError, match=r"mixture: shares of policies must be at least 0 and sum to 1, not {'random': 0.5}"
+    ):
+        collect(env, encoder, tmp_path / "a", turns=5, mixture={"random": 0.5})
+    assert collect(env, encoder, tmp_path / "a", turns=5, mixture={"random": 1.0}, parallel=2)  # nothing was kept
+    (tmp_path / "a" / "collection.json").write_text('{"seed')
+    with pytest.raises(ValueError, match=r"collection.json is damaged; delete it and the same command goes on"):
+        collect(env, encoder, tmp_path / "a", turns=5, mixture={"random": 1.0}, parallel=2)
 
 
 def test_a_misled_expert_plays_where_there_is_one() -> None:
@@ -40,7 +46,7 @@ def test_a_misled_expert_plays_where_there_is_one() -> None:
     (episode,) = play(env, [ExpertPolicy(misled=True)], [0])
     assert [turn.policy for turn in episode.turns[:-1]] == ["misled"] * 20
     assert not episode.goal
-    with pytest.raises(ValueError, match="NumberLine has no misled policy; take the policies random or base"):
+    with pytest.raises(ValueError, match="NumberLine has no misled policy; random and base play everything"):
         list(play(AgentEnv(NumberLine()), [ExpertPolicy(misled=True)], [0]))
 
 

@@ -48,6 +48,8 @@ def test_a_base_is_the_same_in_every_precision_and_with_any_adapter(tiny_folder:
 def test_targets_that_match_nothing_are_named(tiny_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"lora_targets: \['Wqkv'\] match no linear layer.*it has .*q_proj"):
         VLM(str(tiny_folder), lora_targets=["Wqkv"])
+    with pytest.raises(ValueError, match=r"lora_targets: \['o_prj'\] match no linear layer"):  # each one must
+        VLM(str(tiny_folder), lora_targets=["q_proj", "o_prj"])
 
 
 def test_a_missing_folder_is_named() -> None:

@@ -234,11 +234,17 @@ class Demonstrations(L.LightningDataModule):
         return TurnEncoder(vlm, self.prompt, features=features, max_reply_tokens=self.max_reply_tokens)
 
     def _check_replies(self, rows: Rows) -> None:
-        """Encodes every distinct reply of other tokenizers once: one that does not fit is named before the fit."""
-        columns = self.store.columns(["reply", "tokenizer"])
-        foreign = rows[columns["tokenizer"][rows] != self.encoder.tokenizer_fingerprint]
-        for row in foreign[np.unique(columns["reply"][foreign].astype(str), return_index=True)[1]]:
-            self.encoder.reply_ids(self.store[int(row)])
+        """Encodes every distinct reply once: one that does not fit is named before the fit."""
+        columns = self.store.columns(["reply", "tokenizer", "cut"])
+        kinds = zip(*(columns[name][rows].tolist() for name in columns), strict=True)
+        first: dict[tuple[Any, ...], int] = {}
+        for kind, row in zip(kinds, rows.tolist(), strict=True):
+            first.setdefault(kind, row)
+        for row in first.values():
+            try:
+                self.encoder.reply_ids(self.store[row])
+            except ValueError as error:
+                raise ValueError(f"{self.folder}: {error}") from None
 
     @property
     def run_seed(self) -> int:

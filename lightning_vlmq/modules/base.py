@@ -67,9 +67,10 @@ class AgentModule(L.LightningModule):
     def stop_if_not_finite(self, what: str, value: Tensor, parts: dict[str, Tensor], where: str = "") -> None:
         """Raises before anything of a bad step reaches the weights, so the last checkpoint stays a good one."""
         if not torch.isfinite(value):
-            bad = ", ".join(name for name, part in parts.items() if not torch.isfinite(part).all())
+            bad = [name for name, part in parts.items() if not torch.isfinite(part).all()]
+            more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
             raise ValueError(
-                f"{what} is {value.item()} at step {self.global_step} ({where}not finite: {bad}); "
+                f"{what} is {value.item()} at step {self.global_step} ({where}not finite: {', '.join(bad[:3])}{more}); "
                 f"lower the learning rates, or look at the rewards; earlier checkpoints are untouched"
             )
 

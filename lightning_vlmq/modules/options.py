@@ -1,5 +1,6 @@
 """Checks of a module's options."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,15 @@ def check_options(hp: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must not be negative, not {hp[name]}")
     for name in ("popart_step", "popart_init", "top_k", "top_p", "policy_temperature", "filter_temperature"):
         if hp[name] is not None and hp[name] <= 0:
+            raise ValueError(f"{name} must be above 0, not {hp[name]}")
+    for name, value in hp.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, not {value}; null means none where there is none")
+    for name in ("lr", "critic_lr", "weight_decay"):
+        if hp[name] < 0:
+            raise ValueError(f"{name} must not be negative, not {hp[name]}")
+    for name in ("critic_width", "filter_clip"):
+        if hp[name] <= 0:
             raise ValueError(f"{name} must be above 0, not {hp[name]}")
     if hp["actor"] == "max_q" and hp["td_weight"] == 0:
         raise ValueError("actor: max_q follows the critic; give td_weight above 0")

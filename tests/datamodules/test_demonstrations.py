@@ -125,8 +125,15 @@ def test_replies_that_cannot_be_learned_are_named_before_the_fit(vlm: VLM, env: 
             reply = "[action] +" + " and on" * 9 * (number == 1)
             turns = [t if t.reply is None else dataclasses.replace(t, reply=reply) for t in episode.turns]
             store.append(Episode(tuple(turns)))
-    with pytest.raises(ValueError, match=r"turn 0 of episode .*: the reply has \d+ tokens, the limit is 12"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}: turn 0 of .*: the reply has \d+ tokens, the limit is 12"):
         _attach(Demonstrations(str(tmp_path), env, max_reply_tokens=12), vlm)
+
+
+def test_so_are_those_that_our_tokenizer_made(vlm: VLM, encoder: TurnEncoder, tmp_path: Path) -> None:
+    """The VLM's replies are cut at 24 tokens."""
+    collect(AgentEnv(NumberLine()), encoder, tmp_path, turns=5, mixture={"base": 1.0}, parallel=2)
+    with pytest.raises(ValueError, match=r"turn \d of episode .*: the reply has \d+ tokens, the limit is 3"):
+        _attach(Demonstrations(str(tmp_path), max_reply_tokens=3), vlm)
 
 
 def test_turns_of_another_model_train_ours(vlm: VLM, encoder: TurnEncoder, env: AgentEnv, tmp_path: Path) -> None:

@@ -8,13 +8,15 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_vlmq.callbacks.ranks import of_all_ranks
+
 __all__ = ["CheckpointedStores"]
 
-States = list[dict[str, Any]]
+States = list[Any]
 
 
 class CheckpointedStores:
-    """States of each rank's experience in every checkpoint that a run may be resumed from.
+    """States of the experience in every checkpoint that a run may be resumed from.
 
     These are all ``*.ckpt`` in the folders of the trainer's checkpoint callbacks, and the one that the run came from. A
     file is read again only when it has changed, by memory map: its tensors stay on disk.
@@ -27,8 +29,17 @@ class CheckpointedStores:
         self._key = key
         self._read: dict[Path, tuple[int, States]] = {}  # time of the last change, states by rank
 
-    def __call__(self, trainer: L.Trainer) -> list[States] | None:
-        """One list of states, by rank, a checkpoint; ``None``, with a warning, where one cannot be read."""
+    def __call__(self, trainer: L.Trainer) -> States | None:
+        """This rank's states, one a checkpoint; ``None``, with a warning, where a checkpoint cannot be read.
+
+        All ranks must call it: the first one reads, others may not see its files.
+        """
+        checkpoints = of_all_ranks(self._of_ranks(trainer) if trainer.is_global_zero else None)[0]
+        rank = trainer.global_rank
+        return None if checkpoints is None else [states[rank] for states in checkpoints if rank < len(states)]
+
+    def _of_ranks(self, trainer: L.Trainer) -> list[States] | None:
+        """The states of all ranks in each checkpoint."""
         folders = {str(getattr(each, "dirpath", None) or "") for each in trainer.checkpoint_callbacks} - {""}
         paths = {path for folder in folders for path in Path(folder).rglob("*.ckpt")}
         paths |= {path for path in [Path(trainer.ckpt_path or "")] if path.is_file()}

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.losses import token_log_probs
@@ -79,23 +80,30 @@ def compare(
         read: The same turns out of the store, and the rows after them.
         prompts: Mark of the prompt that the VLM read, by what was observed (:class:`~lightning_vlmq.policy.VLMPolicy`).
     """
-    if not played:
-        return Agreement()
     turns = [turn for turn, _ in read]
     pairs = list(zip(played, turns, strict=True))
     pictures = sum(a.observation.images != b.observation.images for a, b in pairs)
     others = sum(prompts[a.observation] != prompt_mark(encoder.prompt_ids(b.observation)[0]) for a, b in pairs)
-    same = [list(a.reply_ids) == encoder.reply_ids(b) for a, b in pairs]
-    batch = encoder.batch(turns, [after for _, after in read])
-    vlm = encoder.vlm
+    same = [_same_reply(encoder, a, b) for a, b in pairs]
+    comparable = [(a, *after) for a, after, is_same in zip(played, read, same, strict=True) if is_same]
+    apart = _differences(encoder, comparable) if comparable else torch.zeros(0)
+    return Agreement(len(played), pictures, others, same.count(False), float(apart.sum()), len(apart))
+
+
+def _same_reply(encoder: TurnEncoder, played: Turn, read: Turn) -> bool:
+    try:
+        return encoder.reply_ids(read) == list(played.reply_ids)
+    except ValueError:  # training will say why it cannot be encoded
+        return False
+
+
+def _differences(encoder: TurnEncoder, rows: Sequence[tuple[Turn, Turn, Turn]]) -> Tensor:
+    """Of the log-probabilities of sampled tokens ``[tokens]``, absolute; of turns as played, as read, and after."""
+    played, turns, successors = zip(*rows, strict=True)
+    vlm, batch = encoder.vlm, encoder.batch(turns, successors)
     with vlm.inference():
         hidden = vlm.hidden({k: v.to(vlm.device) for k, v in batch.inputs.items()}).cpu()
         found = token_log_probs(vlm.logits(batch.predicting(hidden).to(vlm.device)).cpu(), batch.reply_ids)
     noted = [torch.tensor(turn.log_probs) for turn in played]
-    rows = [
-        (row[mask][-len(before) :] - before).abs()
-        for row, mask, before, is_same in zip(found, batch.mask, noted, same, strict=True)
-        if is_same
-    ]
-    apart = torch.cat([torch.zeros(0), *rows])
-    return Agreement(len(played), pictures, others, len(same) - sum(same), float(apart.sum()), len(apart))
+    tokens = zip(found, batch.mask, noted, strict=True)
+    return torch.cat([(row[mask][-len(before) :] - before).abs() for row, mask, before in tokens])

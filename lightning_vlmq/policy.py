@@ -4,16 +4,15 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
 
+from lightning_vlmq.agreement import prompt_mark
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.envs.agent import AgentEnv
-from lightning_vlmq.losses import token_log_probs
 from lightning_vlmq.prompts import ActionPrompt, forced_prefix
 from lightning_vlmq.sampling import Sampled
-from lightning_vlmq.turns import Observation, Turn
+from lightning_vlmq.turns import Observation
 
-__all__ = ["ExpertPolicy", "Policy", "RandomPolicy", "Reply", "VLMPolicy", "log_prob_differences"]
+__all__ = ["ExpertPolicy", "Policy", "RandomPolicy", "Reply", "VLMPolicy"]
 
 
 class Reply(NamedTuple):
@@ -34,25 +33,6 @@ class Reply(NamedTuple):
     log_probs: tuple[float, ...] = ()
     cut: bool = False
     forced: int = 0
-
-
-@torch.no_grad()
-def log_prob_differences(encoder: TurnEncoder, pairs: Sequence[tuple[Turn, Turn]]) -> Tensor:
-    """How far training's log-probabilities of sampled tokens are from those of the rollout ``[tokens]``, absolute.
-
-    With the same weights they agree but for rounding; else the two do not see the same prompt, picture or tokens.
-
-    Args:
-        encoder: Renders and encodes as in training; holds the VLM.
-        pairs: Turns with ``log_probs`` and the rows after them.
-    """
-    vlm = encoder.vlm
-    batch = encoder.batch(*zip(*pairs, strict=True))
-    with vlm.inference():
-        hidden = vlm.hidden({k: v.to(vlm.device) for k, v in batch.inputs.items()}).cpu()
-        found = token_log_probs(vlm.logits(batch.predicting(hidden).to(vlm.device)).cpu(), batch.reply_ids)
-    rows = zip(found, batch.mask, (turn.log_probs for turn, _ in pairs), strict=True)
-    return torch.cat([(row[mask][-len(noted) :] - torch.tensor(noted)).abs() for row, mask, noted in rows])
 
 
 class Policy(Protocol):
@@ -112,6 +92,8 @@ class VLMPolicy:
         seed: Of sampling; every call draws anew from it.
         batch_size: Prompts generated at once.
         name: How turns name this policy.
+        prompts: Where to note the mark of each prompt as the VLM read it, without what an action prompt forces, by what
+            was observed; ``None`` notes nothing.
     """
 
     def __init__(
@@ -124,6 +106,7 @@ class VLMPolicy:
         seed: int = 0,
         batch_size: int = 128,
         name: str | None = None,
+        prompts: dict[Observation, bytes] | None = None,
     ) -> None:
         self.encoder = encoder
         self.temperature = temperature
@@ -131,6 +114,7 @@ class VLMPolicy:
         self.base = base
         self.batch_size = batch_size
         self.name = name or ("base" if base else "agent")
+        self._prompts = prompts
         self._seeds = torch.Generator().manual_seed(seed)
 
     def reply(self, envs: Sequence[AgentEnv], observations: Sequence[Observation]) -> list[Reply]:
@@ -143,8 +127,13 @@ class VLMPolicy:
 
     def _generate(self, observations: Sequence[Observation], prefix: str) -> list[Reply]:
         encoder, vlm = self.encoder, self.encoder.vlm
-        inputs = {k: v.to(vlm.device) for k, v in encoder.prompts(observations, prefix).items()}
+        inputs = encoder.prompts(observations, prefix)
         forced = encoder.encode_text(prefix) if prefix else []
+        if self._prompts is not None:
+            rows = zip(observations, inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
+            for observation, ids, mask in rows:
+                self._prompts[observation] = prompt_mark(ids[mask][: int(mask.sum()) - len(forced)].tolist())
+        inputs = {k: v.to(vlm.device) for k, v in inputs.items()}
         seed = int(torch.randint(2**31, (1,), generator=self._seeds))
         limit = encoder.max_reply_tokens - len(forced)
 

@@ -1,6 +1,5 @@
 """The agent plays while it learns: fresh turns at the start of each epoch."""
 
-import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,8 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_vlmq.agreement import Agreement, compare
+from lightning_vlmq.callbacks.checkpoints import CheckpointedStores
 from lightning_vlmq.callbacks.evaluation import environment_of
 from lightning_vlmq.callbacks.ranks import of_all_ranks
 from lightning_vlmq.callbacks.schedules import apply_schedules
@@ -17,15 +18,15 @@ from lightning_vlmq.collection import online_seed
 from lightning_vlmq.datamodules.offline_to_online import OfflineToOnline
 from lightning_vlmq.envs.agent import AgentEnv
 from lightning_vlmq.evaluation import EpisodeScores
-from lightning_vlmq.policy import Policy, RandomPolicy, VLMPolicy, log_prob_differences
+from lightning_vlmq.policy import Policy, RandomPolicy, VLMPolicy
 from lightning_vlmq.rollout import Rollout
 from lightning_vlmq.rows import from_text, to_text
-from lightning_vlmq.turns import Episode
+from lightning_vlmq.turns import Episode, Observation, Turn
 
 __all__ = ["OnlineCollector"]
 
-TOLERANCE = 0.05
-"""Mean difference of log-probabilities, far above that of bf16, at which rollout and training do not fit."""
+_COMPARED = 16
+"""Turns of an epoch, on each rank, in which training is compared with the rollout."""
 
 _LOGGED = ("syntax_accuracy", "goal_reached", "return_above_0", "mean_return", "mean_shaped_return")
 
@@ -34,9 +35,14 @@ class OnlineCollector(L.Callback):
     """Plays with the current policy at the start of each epoch and appends what it plays to the experience.
 
     Needs :class:`~lightning_vlmq.datamodules.OfflineToOnline`. Each rank plays environments of its own, which go on
-    where the epoch before left them; ranks wait for each other in no place of it. With probability ``epsilon`` a reply
-    is explored, else it is the policy's own (eps-greedy in text). A run that goes on from a checkpoint has exactly the
-    turns that the checkpoint knew, but for those evicted since; episodes that were open then are marked truncated.
+    where the epoch before left them. No rank waits for another while it plays; behind its play it does, where all
+    learn whether each has the turns to train on, and otherwise play again. With probability ``epsilon`` a reply is
+    explored, else it is the policy's own (eps-greedy in text). A run that goes on from a checkpoint has exactly the
+    turns that the checkpoint names; episodes that were open then are marked truncated. With one that names none, such
+    as that of an offline run, it begins with no own turns.
+
+    Each epoch some turns are read back as training reads them and compared with what was played; a warning names what
+    differs (:mod:`lightning_vlmq.agreement`), and ``collect/log_prob_difference`` is logged.
 
     Args:
         environments: Environments a rank (paper: 6).
@@ -45,8 +51,9 @@ class OnlineCollector(L.Callback):
         temperature: Of the policy's replies (paper: .4).
         epsilon: Probability of an explored reply; a :class:`~lightning_vlmq.callbacks.Schedule` may move it.
         explore: Explored replies are ``"random"`` valid actions or the VLM's own after ``"minimum"``, the tag.
-        time_limit: Seconds after which an epoch's play ends, looked at between turns; 0 for no limit. Where there is
-            nothing else to train on, it ends with the first episode at the earliest.
+        time_limit: Seconds after which a play ends, looked at between turns, with fewer than ``steps`` replies; 0 for
+            no limit. The other ranks wait no longer than that, so it belongs below the process group's timeout
+            (30 minutes unless told) by what a turn may take. Where turns are lacking another play follows.
         environment: What to play; the DataModule's environment if ``None``.
 
     Raises:
@@ -64,7 +71,7 @@ class OnlineCollector(L.Callback):
         temperature: float = 0.4,
         epsilon: float = 0.05,
         explore: Literal["random", "minimum"] = "random",
-        time_limit: float = 0.0,
+        time_limit: float = 1200.0,
         environment: AgentEnv | None = None,
     ) -> None:
         if environments < 1 or steps < 1:
@@ -87,6 +94,7 @@ class OnlineCollector(L.Callback):
         self._next_seed = 0
         self._filled = False
         self._played_epoch = -1
+        self._checkpointed = CheckpointedStores(self.state_key)
         self._data: OfflineToOnline
         self._resumed: dict[str, Any] | None = None
 
@@ -104,7 +112,7 @@ class OnlineCollector(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Goes back to the turns of the checkpoint; a run from its beginning sets aside what an earlier one played."""
         states: list[dict[str, Any]] = (self._resumed or {}).get("ranks", [])
-        if not states and trainer.global_step:  # this process trains on
+        if trainer.global_step and not trainer.ckpt_path:  # this trainer fits again
             return
         self._resumed = None
         experience, rank, ranks = self._data.experience, trainer.global_rank, trainer.world_size
@@ -169,37 +177,48 @@ class OnlineCollector(L.Callback):
                 environment = environment_of(trainer, self.environment)
                 seed = self._seed(trainer) + trainer.current_epoch  # a resumed run does not draw the same again
                 self._rollout = Rollout(environment, self._starts(trainer), self.environments, seed)
-            played, ended = self._play(trainer)
+            prompts: dict[Observation, bytes] = {}
+            counted, ended = self._fill(*self._policies(trainer, prompts))
+            counted["failures"] = len(self._rollout.failures) - failures
             times = {"seconds": time.monotonic() - begin, "environment_seconds": self._rollout.waited - waited}
-            self._log(
-                trainer, pl_module, {"turns": played, "failures": len(self._rollout.failures) - failures}, times, ended
-            )
+            self._log(trainer, pl_module, counted, times, ended, self._agreement(ended, prompts))
+        if self._data.capacity and (states := self._checkpointed(trainer)) is not None:
+            self._data.experience.delete_evicted(states)
 
-    def _play(self, trainer: L.Trainer) -> tuple[int, list[Episode]]:
-        """An epoch's turns; returns their number and the episodes that ended."""
+    def _fill(self, policies: list[Policy], shares: list[float]) -> tuple[dict[str, int], list[Episode]]:
+        """Plays, and again until every rank has the turns to train on; returns what was played and what ended."""
+        store = self._data.experience
+        # an episode counts when it has ended: there may be none of the first play, and nothing else to train on
+        needed = max(0 if self._filled else self._data.min_turns, int(not len(self._data.training_rows)))
+        lacking = needed
+        counted, ended = {"turns": 0, "cut_plays": 0}, []
+        while True:
+            turns, over, cut = self._play(policies, shares)
+            counted["turns"] += turns
+            counted["cut_plays"] += cut
+            ended += over
+            lacking = min(lacking, max(0, needed - len(store.samples)))  # before the eviction: it has been reached once
+            store.evict()
+            most = max(of_all_ranks(lacking))
+            if not most:
+                break
+            rank_zero_info(f"collecting until each rank has {needed} own turns: {most} to go")
+        self._filled = True
+        return counted, ended
+
+    def _play(self, policies: list[Policy], shares: list[float]) -> tuple[int, list[Episode], bool]:
+        """``steps`` replies in each environment; returns their number, what ended, whether ``time_limit`` cut it."""
         assert self._rollout is not None
-        store, begin = self._data.experience, time.monotonic()
-        policies, shares = self._policies(trainer)
-        # an episode counts when it has ended: there may be none of the first epoch, and nothing else to train on
-        alone = int(not len(self._data.training_rows))
-        needed = alone if self._filled else max(self._data.min_turns, alone)
-        if len(store.samples) < needed:
-            rank_zero_info(f"collecting until there are {needed} own turns")
+        begin, played = time.monotonic(), 0
         ended: list[Episode] = []
-        played = 0
-        for step in itertools.count(1):
+        for _ in range(self.steps):
+            if self.time_limit and played and time.monotonic() - begin > self.time_limit:
+                return played, ended, True
             played += self._rollout.running
             for episode in self._rollout.turn(policies, shares):
-                store.append(episode)
+                self._data.experience.append(episode)
                 ended.append(episode)
-            if step >= self.steps and len(store.samples) >= needed:
-                break
-            if self.time_limit and time.monotonic() - begin > self.time_limit and len(store.samples) >= alone:
-                rank_zero_warn(f"OnlineCollector: {played} of {self.steps * self.environments} turns in time_limit")
-                break
-        self._filled = self._filled or len(store.samples) >= self._data.min_turns
-        store.evict()
-        return played, ended
+        return played, ended, False
 
     def _log(
         self,
@@ -208,49 +227,57 @@ class OnlineCollector(L.Callback):
         counted: dict[str, int],
         times: dict[str, float],
         ended: list[Episode],
+        agreement: Agreement,
     ) -> None:
         """Logs ``collect/...`` over all ranks, of which some may have no episode."""
-        differences = self._differences(ended)
-        mine = [
-            *counted.values(),
-            len(self._data.experience.samples),
-            len(ended),
-            float(differences.sum()),
-            len(differences),
-        ]
+        mine = [*counted.values(), len(self._data.experience.samples), len(ended), *agreement]
         total: torch.Tensor = trainer.strategy.reduce(torch.tensor(mine, device=pl_module.device), reduce_op="sum")
-        *counts, stored, episodes, difference, tokens = total.tolist()
-        logs = {**dict(zip(counted, counts, strict=True)), "stored": stored, "episodes": episodes, **times}
+        names = [*counted, "stored", "episodes"]
+        logs = {**dict(zip(names, total.tolist(), strict=False)), **times}
         logs |= {"epsilon": self.epsilon, "temperature": self.temperature}
-        if episodes:  # on any rank, so all of them are here
+        if logs["episodes"]:  # on any rank, so all of them are here
             metric = EpisodeScores().to(pl_module.device)
             metric.update(ended)
             scores, _ = metric.compute()
             logs |= {name: scores[name] for name in _LOGGED}  # type: ignore[literal-required]
-        if tokens:
-            logs["log_prob_difference"] = difference / tokens
-            if difference / tokens > TOLERANCE:
-                rank_zero_warn(
-                    f"rollout and training differ by {difference / tokens:.2g} in the log-probability of a token: "
-                    f"they do not see the same prompt, picture or tokens; look at the prompt method and the processor"
-                )
+        if logs["cut_plays"]:
+            rank_zero_warn(f"OnlineCollector: time_limit {self.time_limit:g} s ended {logs['cut_plays']:.0f} plays")
+        agreement = Agreement(*total.tolist()[len(names) :])
+        if agreement.tokens:
+            logs["log_prob_difference"] = agreement.mean
+        if agreement.fault:
+            rank_zero_warn(agreement.fault)
         pl_module.log_dict(
             {f"collect/{name}": float(value) for name, value in logs.items()}, on_step=False, on_epoch=True
         )
 
-    def _differences(self, ended: list[Episode]) -> torch.Tensor:
-        """Of log-probabilities, in the last turns of some episodes: these were played with the present weights."""
-        pairs = [(episode.turns[-2], episode.turns[-1]) for episode in ended if episode.turns[-2].log_probs]
-        return log_prob_differences(self._data.encoder, pairs[-16:]) if pairs else torch.zeros(0)
+    def _agreement(self, ended: list[Episode], prompts: dict[Observation, bytes]) -> Agreement:
+        """Of the last turns of some episodes, which the present weights played, as training reads them from disk."""
+        store = self._data.experience
+        played: list[Turn] = []
+        read: list[tuple[Turn, Turn]] = []
+        row = len(store)  # what ended are the last rows, in order
+        for episode in reversed(ended):
+            last, row = row - 1, row - len(episode.turns)
+            if row < 0 or len(played) == _COMPARED:
+                break
+            turn = episode.turns[-2]
+            if turn.log_probs and turn.observation in prompts:  # not where the reply to the last one was lost
+                played.append(turn)
+                read.append((store[last - 1], store[last]))
+        return compare(self._data.encoder, played, read, prompts)
 
-    def _policies(self, trainer: L.Trainer) -> tuple[list[Policy], list[float]]:
-        seed = self._seed(trainer) + 1 + trainer.current_epoch
-        own = VLMPolicy(self._data.encoder, temperature=self.temperature, seed=seed)
+    def _policies(self, trainer: L.Trainer, prompts: dict[Observation, bytes]) -> tuple[list[Policy], list[float]]:
+        """Who replies, and with what probability; notes its prompts."""
+        options: dict[str, Any] = {
+            "temperature": self.temperature,
+            "seed": self._seed(trainer) + 1 + trainer.current_epoch,
+            "prompts": prompts,
+        }
+        own = VLMPolicy(self._data.encoder, **options)
         explored: Policy = RandomPolicy()
         if self.explore == "minimum":
-            explored = VLMPolicy(
-                self._data.encoder, temperature=self.temperature, seed=seed, action_prompt="minimum", name="minimum"
-            )
+            explored = VLMPolicy(self._data.encoder, **options, action_prompt="minimum", name="minimum")
         return [own, explored], [1 - self.epsilon, self.epsilon]
 
     def _starts(self, trainer: L.Trainer) -> Iterator[tuple[int, Mapping[str, object]]]:

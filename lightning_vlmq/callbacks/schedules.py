@@ -1,6 +1,7 @@
 """Schedules of what is not a learning rate."""
 
 import bisect
+import math
 from typing import Any, Literal
 
 import lightning as L
@@ -24,7 +25,8 @@ class Schedule(L.Callback):
             nothing between no threshold and the first.
 
     Raises:
-        ValueError: The lists do not fit each other, ``at`` does not ascend, or a value is out of range.
+        ValueError: The lists do not fit, ``at`` does not ascend, or a value is out of range (not finite,
+            where the shape is linear).
     """
 
     def __init__(
@@ -39,6 +41,11 @@ class Schedule(L.Callback):
             raise ValueError(f"Schedule of {quantity} needs as many values as places, not {len(values)} for {len(at)}")
         if sorted(set(at)) != list(at):
             raise ValueError(f"Schedule.at of {quantity} must ascend, not {at}")
+        if shape == "linear" and not all(map(math.isfinite, values)):
+            raise ValueError(
+                f"Schedule of {quantity}: shape: linear needs finite values, not {values}; take shape: steps"
+                f" (a threshold filters nothing before its first place)"
+            )
         if quantity == "epsilon" and not all(0 <= value <= 1 for value in values):
             raise ValueError(f"Schedule of epsilon: values must be probabilities, not {values}")
         if quantity == "temperature" and min(values) < 0:

@@ -74,6 +74,12 @@ def test_schedules_that_make_no_sense_are_refused(steps: list[int], values: list
         Schedule("threshold", steps, values)
 
 
+def test_a_linear_schedule_needs_finite_values() -> None:
+    with pytest.raises(ValueError, match="Schedule of threshold: shape: linear needs finite values"):
+        Schedule("threshold", [0, 100], [float("-inf"), 0.0], shape="linear")
+    assert Schedule("threshold", [0, 100], [float("-inf"), 0.0]).value(50) == float("-inf")
+
+
 def test_scores_of_episodes_by_hand() -> None:
     def episode(*rows: tuple[float, float, bool, bool]) -> Episode:
         turns = [

@@ -1,13 +1,17 @@
 """The agent collects while it learns: what is stored, when, and what a resumed run finds."""
 
+import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from flaky_env import Flaky
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 
 from lightning_vlmq import (
     VLM,
@@ -19,10 +23,15 @@ from lightning_vlmq import (
     Schedule,
     TargetCriticEMA,
     TurnStore,
+    shards,
 )
-from lightning_vlmq.batches import TokenBatch
+from lightning_vlmq.batches import TokenBatch, TurnEncoder
+from lightning_vlmq.callbacks import collector
 from lightning_vlmq.envs import NumberLine, WorkerEnv
 from lightning_vlmq.policy import VLMPolicy
+from lightning_vlmq.prompts import PromptMethod
+from lightning_vlmq.rows import to_turn
+from lightning_vlmq.turns import Turn
 
 LR = {"lr": 1e-3, "critic_lr": 1e-3, "warmup_steps": 2, "critic_warmup_steps": 2}
 
@@ -178,6 +187,68 @@ def test_an_epoch_resumed_from_the_last_batch_before_it_has_its_play(tiny_folder
         assert trainer.global_step == epochs * 3
 
 
+def test_going_online_from_an_offline_checkpoint_can_be_repeated(tiny_folder: Path, tmp_path: Path) -> None:
+    def fit(folder: Path, epochs: int, callbacks: list[L.Callback], checkpoint: Path | None, turns: int = 0) -> Any:
+        module = VLMQ(VLM(str(tiny_folder), lora_rank=2), **LR)
+        data = _data(tmp_path, turns=turns, mixture={"random": 1.0}, parallel=4)
+        trainer = _trainer(folder, epochs, callbacks, enable_checkpointing=True)
+        trainer.fit(module, data, ckpt_path=checkpoint)
+        return trainer
+
+    keep = ModelCheckpoint(tmp_path / "kept", filename="offline", save_on_train_epoch_end=True)
+    fit(tmp_path / "offline", 1, [keep], None, turns=20)
+    for _ in range(2):
+        playing = OnlineCollector(environments=4, steps=11, epsilon=1.0)
+        trainer = fit(tmp_path / "online", 2, [playing], tmp_path / "kept" / "offline.ckpt")
+        assert trainer.global_step == 6
+        assert sum(len(episode) for episode in _episodes(tmp_path / "online")) == 4 * 11
+    # the same trainer fits on: its turns stay
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(trainer.lightning_module, trainer.datamodule)
+    assert sum(len(episode) for episode in _episodes(tmp_path / "online")) == 2 * 4 * 11
+
+
+@pytest.mark.filterwarnings("error:.*shards of the checkpoint are gone")
+def test_turns_evicted_after_the_last_checkpoint_come_back_with_it(tiny_folder: Path, tmp_path: Path) -> None:
+    """The checkpoint is of the fourth epoch, and the sixth one does not end."""
+    keep = ModelCheckpoint(tmp_path / "kept", filename="last", every_n_epochs=4, save_on_train_epoch_end=True)
+    named: list[set[str]] = []
+    found: list[set[str]] = []
+
+    class Look(L.Callback):
+        def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+            found.append({turn.episode for turn in trainer.datamodule.experience})  # type: ignore[attr-defined]
+
+        def on_save_checkpoint(self, trainer: L.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+            named.append({turn.episode for turn in trainer.datamodule.experience})  # type: ignore[attr-defined]
+
+        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            if trainer.current_epoch == 5:
+                raise RuntimeError("killed")
+
+    experience = tmp_path / "experience" / "rank-0"
+    for checkpoint in (None, tmp_path / "kept" / "last.ckpt", tmp_path / "kept" / "last.ckpt"):
+        module = VLMQ(VLM(str(tiny_folder), lora_rank=2), **LR)
+        collecting = OnlineCollector(environments=4, steps=10, epsilon=1.0)
+        trainer = _trainer(tmp_path, 6, [collecting, keep, Look()], enable_checkpointing=True)
+        with pytest.raises(RuntimeError, match="killed"):
+            trainer.fit(module, _data(tmp_path, capacity=60), ckpt_path=checkpoint)
+        assert len(TurnStore(experience).samples) <= 60 + 4 * 11
+        # of before the checkpoint nothing is kept but what it names
+        evicted = {turn.episode for path in (experience / "evicted").iterdir() for turn in _turns(path)}
+        assert evicted & named[0]
+        assert len(evicted - named[0]) <= 60
+    assert len(named) == 1
+    for names in found[1:]:
+        assert named[0] < names  # and those that were open
+        assert len(names - named[0]) <= 4
+
+
+def _turns(shard: Path) -> list[Turn]:
+    table = pq.read_table(shard)
+    return [to_turn(table.columns, row) for row in range(len(table))]
+
+
 def test_what_a_collector_lacks_is_said_at_the_start(vlm: VLM, tmp_path: Path) -> None:
     offline = Demonstrations(str(tmp_path / "d"), AgentEnv(NumberLine()), turns=8, mixture={"random": 1.0}, parallel=2)
     with pytest.raises(ValueError, match=r"needs the DataModule lightning_vlmq.OfflineToOnline"):
@@ -194,19 +265,61 @@ def test_what_a_collector_lacks_is_said_at_the_start(vlm: VLM, tmp_path: Path) -
         OfflineToOnline(own_share=1.5)
 
 
-def test_rollout_and_training_are_compared(vlm: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def differences(seen: Path) -> float:
-        collector = OnlineCollector(environments=4, steps=6, epsilon=0.0)
-        trainer = _trainer(seen, 1, [collector])
-        trainer.fit(VLMQ(vlm, **LR), _data(seen))
-        return float(trainer.callback_metrics["collect/log_prob_difference"])
+def _compared(vlm: VLM, folder: Path, **options: Any) -> float:
+    """Mean difference of log-probabilities that an epoch logs; not a number where no reply's tokens are the same."""
+    trainer = _trainer(folder, 1, [OnlineCollector(environments=4, steps=6, **{"epsilon": 0.0} | options)])
+    trainer.fit(VLMQ(vlm, **LR), _data(folder))
+    return float(trainer.callback_metrics.get("collect/log_prob_difference", np.nan))
 
-    assert differences(tmp_path / "same") < 1e-4
+
+@pytest.mark.filterwarnings("error:rollout and training differ")
+def test_rollout_and_training_agree(vlm: VLM, tmp_path: Path) -> None:
+    assert _compared(vlm, tmp_path / "own") < 1e-4
+    assert _compared(vlm, tmp_path / "minimum", epsilon=0.5, explore="minimum") < 1e-4
+
+
+def test_other_weights_than_those_that_played_are_seen(
+    vlm: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reply = VLMPolicy._as_reply
 
-    def other_prompt(self: Any, ids: list[int], log_probs: list[float], prefix: str) -> Any:
+    def others(self: Any, ids: list[int], log_probs: list[float], prefix: str) -> Any:
         return reply(self, ids, [value - 1 for value in log_probs], prefix)
 
-    monkeypatch.setattr(VLMPolicy, "_as_reply", other_prompt)
-    with pytest.warns(UserWarning, match="rollout and training differ by 1 in the log-probability"):
-        assert differences(tmp_path / "other") == pytest.approx(1.0, abs=1e-3)
+    monkeypatch.setattr(VLMPolicy, "_as_reply", others)
+    with pytest.warns(UserWarning, match="differ by 1 in the log-probability .* look at the weights and the precision"):
+        assert _compared(vlm, tmp_path) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("lost", "named"),
+    [
+        ("picture", r"differ: the picture in (\d+) of \1 turns"),
+        ("template", "differ: the prompt in"),
+        ("tokens", "differ: the reply's tokens in"),
+    ],
+)
+def test_what_training_reads_otherwise_than_it_was_played_is_named(
+    vlm: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str, named: str
+) -> None:
+    """The store gives back another picture or no tokens, or the rollout has a template of its own."""
+    read, black = shards.to_turn, io.BytesIO()
+    Image.new("RGB", (64, 64)).save(black, "PNG")
+
+    def other(columns: Any, row: int) -> Turn:
+        turn = read(columns, row)
+        if lost == "tokens":
+            return replace(turn, reply="1", reply_ids=(), tokenizer="")
+        return replace(turn, observation=replace(turn.observation, images=(black.getvalue(),)))
+
+    if lost == "template":
+        monkeypatch.setattr(collector, "VLMPolicy", _OtherTemplate)
+    else:
+        monkeypatch.setattr(shards, "to_turn", other)
+    with pytest.warns(UserWarning, match=named):
+        _compared(vlm, tmp_path)
+
+
+class _OtherTemplate(VLMPolicy):
+    def __init__(self, encoder: TurnEncoder, **options: Any) -> None:
+        super().__init__(TurnEncoder(encoder.vlm, PromptMethod(image_first=False), max_reply_tokens=6), **options)

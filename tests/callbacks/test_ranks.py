@@ -1,15 +1,17 @@
 """Two processes on gloo: each plays its own episodes into its own store, and a resumed run finds both.
 
-The first one draws pictures, and the other does not wait for it in vain.
+The first one draws pictures, and the other does not wait for it in vain. Where one is slow, both begin to train
+together.
 """
 
 import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_vlmq import TurnStore
+from lightning_vlmq import OnlineCollector, TurnStore
 
 SCRIPT = """
 import sys
@@ -105,3 +107,61 @@ def test_ranks_play_apart_and_resume_together(tiny_folder: Path, tmp_path: Path)
     assert generators[0] == generators[1]
     assert len({line.split()[2] for line in generators[0]}) == len(generators[0]) == 2
     assert list((tmp_path / "experience" / "rank-1" / "set_aside").glob("*.parquet"))
+
+
+SLOW = """
+import sys
+import time
+import lightning as L
+import torch
+from lightning_vlmq import VLM, VLMQ, AgentEnv, OfflineToOnline, OnlineCollector, TargetCriticEMA
+from lightning_vlmq.envs import NumberLine
+
+class Slow(NumberLine):
+    def step(self, action):
+        time.sleep(0.1 * torch.distributed.get_rank())
+        return super().step(action)
+
+class Note(L.Callback):
+    def on_train_batch_start(self, trainer, module, batch, number):
+        own = len(trainer.datamodule.experience.samples)
+        print(f"step {trainer.global_rank} {trainer.global_step} {own}", file=sys.stderr, flush=True)
+
+if __name__ == "__main__":
+    vlm, folder = sys.argv[1:]
+    module = VLMQ(VLM(vlm, lora_rank=2), warmup_steps=2, critic_warmup_steps=2)
+    data = OfflineToOnline(
+        folder=folder + "/data", environment=AgentEnv(Slow()), turns=0, batch_size=2, batches_per_epoch=2,
+        validation_batches=1, max_reply_tokens=6, seed=3, min_turns=25,
+    )
+    L.Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, default_root_dir=folder, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        callbacks=[
+            TargetCriticEMA(), OnlineCollector(environments=2, steps=20, epsilon=1.0, time_limit=0.5), Note()
+        ],
+    ).fit(module, data)
+"""
+
+
+def test_a_slow_rank_is_filled_before_any_trains_and_holds_nobody_up_for_long(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """A play of the second rank would take four seconds; it gives 8 replies or so in its half second."""
+    script = tmp_path / "fit.py"
+    script.write_text(SLOW)
+    command = [sys.executable, str(script), str(tiny_folder), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line.split()[1:] for line in done.stderr.splitlines() if line.startswith("step")]
+    turns = {(int(rank), int(step)): int(played) for rank, step, played in lines}
+    assert set(turns) == {(rank, step) for rank in range(2) for step in range(4)}
+    assert 25 <= turns[1, 0] < turns[0, 0]
+    stores = [TurnStore(tmp_path / "experience" / f"rank-{rank}") for rank in range(2)]
+    first, second = (sum(len(episode) for episode in store.episodes()) for store in stores)
+    assert first % 40 == 0  # whole plays
+    assert second < first / 2
+    assert "time_limit 0.5 s ended" in done.stderr
+    assert "collecting until each rank has 25 own turns" in done.stderr
+    # others wait for a play, and for the slowest turn, with the group's own patience
+    assert 0 < OnlineCollector().time_limit < torch.distributed.constants.default_pg_timeout.total_seconds()

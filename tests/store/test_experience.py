@@ -47,6 +47,41 @@ def test_the_newest_shard_stays(tmp_path: Path) -> None:
         ExperienceStore(tmp_path / "other", capacity=-1)
 
 
+def test_what_a_checkpoint_names_comes_back_though_evicted(tmp_path: Path) -> None:
+    """The next epoch's play, then a kill before the next checkpoint."""
+    store = ExperienceStore(tmp_path, capacity=30)
+    for number in range(12):
+        store.append(episode(f"e{number}"))
+    store.evict()
+    state = store.state()
+    store.delete_evicted([state])
+    for number in range(12, 26):
+        store.append(episode(f"e{number}"))
+    store.evict()
+    store.delete_evicted([state])
+    assert _names(store) == [f"e{number}" for number in range(16, 26)]
+    again = ExperienceStore(tmp_path, capacity=30)  # what a new process finds
+    assert again.restore(state) == 40
+    assert _names(again) == [f"e{number}" for number in range(2, 12)]
+    assert again.state()["shards"] == state["shards"]
+    assert again.restore(state) == 0  # killed once more
+
+
+def test_evicted_shards_are_deleted_when_no_checkpoint_names_them(tmp_path: Path) -> None:
+    store = ExperienceStore(tmp_path, capacity=30)
+    states = []
+    for epoch in range(5):
+        for number in range(10):
+            store.append(episode(f"{epoch}-{number}"))
+        store.evict()
+        store.delete_evicted(states[-1:])
+        states.append(store.state())
+        # what the checkpoint before names, and nothing older
+        assert len(list(tmp_path.rglob("*.parquet"))) == (20 if epoch else 10)
+    with pytest.warns(UserWarning, match="10 of 10 shards of the checkpoint are gone"):
+        store.restore(states[2])
+
+
 def test_a_store_goes_back_to_a_checkpoint(tmp_path: Path) -> None:
     store = ExperienceStore(tmp_path, capacity=30)
     for number in range(4):
@@ -55,16 +90,17 @@ def test_a_store_goes_back_to_a_checkpoint(tmp_path: Path) -> None:
     for number in range(4, 14):
         store.append(episode(f"e{number}"))
     store.evict()  # e0 to e3, which the checkpoint knew
+    store.delete_evicted([])
     store.append(episode("e14"))
     again = ExperienceStore(tmp_path, capacity=30)  # what a new process finds
     with pytest.warns(UserWarning, match="4 of 4 shards of the checkpoint are gone"):
         assert again.restore(state) == 44
     assert _names(again) == []
     for number in range(4, 6):
-        again.append(episode(f"e{number}"))
-    assert _names(again) == ["e4", "e5"]
+        again.append(episode(f"o{number}"))
+    assert _names(again) == ["o4", "o5"]
     assert [again[int(row)].observation.text for row in again.samples] == [
-        f"e{number} {index}" for number in (4, 5) for index in range(3)
+        f"o{number} {index}" for number in (4, 5) for index in range(3)
     ]
     with pytest.warns(UserWarning, match="are gone"):
         assert again.restore(state) == 8  # the same names as before, set aside beside them

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_vlmq.callbacks.evaluation import environment_of
+from lightning_vlmq.callbacks.interrupt import interrupted
 from lightning_vlmq.callbacks.ranks import of_all_ranks
 from lightning_vlmq.callbacks.schedules import apply_schedules
 from lightning_vlmq.collection import online_seed
@@ -192,7 +193,7 @@ class OnlineCollector(L.Callback):
             for episode in self._rollout.turn(policies, shares):
                 store.append(episode)
                 ended.append(episode)
-            if step >= self.steps and len(store.samples) >= needed:
+            if interrupted(trainer) or (step >= self.steps and len(store.samples) >= needed):
                 break
             if self.time_limit and time.monotonic() - begin > self.time_limit and len(store.samples) >= alone:
                 rank_zero_warn(f"OnlineCollector: {played} of {self.steps * self.environments} turns in time_limit")

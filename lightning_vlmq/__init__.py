@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from lightning_vlmq.callbacks import (
         EpisodeEvaluation,
         Inspection,
+        InterruptCheckpoint,
         OnlineCollector,
         RandomState,
         Report,
         Schedule,
         TargetCriticEMA,
     )
+    from lightning_vlmq.checkpoints import AtomicCheckpointIO
     from lightning_vlmq.collection import collect
     from lightning_vlmq.datamodules import Demonstrations, OfflineToOnline
     from lightning_vlmq.envs import AgentEnv
@@ -28,10 +30,12 @@ __all__ = [
     "VLM",
     "VLMQ",
     "AgentEnv",
+    "AtomicCheckpointIO",
     "Demonstrations",
     "Episode",
     "EpisodeEvaluation",
     "Inspection",
+    "InterruptCheckpoint",
     "Observation",
     "OfflineToOnline",
     "OnlineCollector",
@@ -52,10 +56,12 @@ _ROOMS = {
     "VLM": "vlm",
     "VLMQ": "modules",
     "AgentEnv": "envs",
+    "AtomicCheckpointIO": "checkpoints",
     "Demonstrations": "datamodules",
     "Episode": "turns",
     "EpisodeEvaluation": "callbacks",
     "Inspection": "callbacks",
+    "InterruptCheckpoint": "callbacks",
     "Observation": "turns",
     "OfflineToOnline": "datamodules",
     "OnlineCollector": "callbacks",

@@ -1,9 +1,7 @@
 """The command ``vlmq``: LightningCLI's fit, validate, test, and collect, export and prompting of our own."""
 
-import itertools
 import logging
 import os
-import re
 import sys
 import warnings
 from argparse import ArgumentError
@@ -17,7 +15,11 @@ import transformers
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from lightning_vlmq.callbacks import InterruptCheckpoint
+from lightning_vlmq.checkpoints import AtomicCheckpointIO
+from lightning_vlmq.errors import located, of_an_environment, one_line
 from lightning_vlmq.prompts import AnyActionPrompt
 
 __all__ = ["VLMQCLI", "VLMQTrainer", "main"]
@@ -25,7 +27,7 @@ __all__ = ["VLMQCLI", "VLMQTrainer", "main"]
 HELP = """Trains and scores vision-language agents by VLM Q-Learning. Examples:
 vlmq fit --config configs/numberline.yaml;
 vlmq fit --config configs/numberline.yaml --model.lr 5e-4 --seed_everything 2 --folder runs/two;
-vlmq fit --config configs/numberline.yaml --ckpt_path last (resumes);
+vlmq fit --config configs/numberline.yaml --ckpt_path last (resumes, or begins where there is nothing yet);
 vlmq test --config configs/numberline.yaml --ckpt_path best (scores a checkpoint);
 vlmq collect --config configs/numberline.yaml --folder runs/demos --data.turns 5000;
 vlmq export --config configs/numberline.yaml --ckpt_path best --output exported;
@@ -156,17 +158,24 @@ class VLMQCLI(LightningCLI):
             config["trainer"]["precision"] = _precision()
         if self.subcommand in ("validate", "test") and not config["ckpt_path"]:
             raise ValueError(f"{self.subcommand}: name a checkpoint to score: --ckpt_path best, last, or a file")
-        if config.get("ckpt_path"):
+        if self.subcommand == "fit" and config["ckpt_path"] == "last" and not _checkpoints(folder, "last"):
+            # so that a script may always resume; Lightning would begin anew without a word
+            print(f"vlmq: there is no last checkpoint in {Path(folder, 'checkpoints')}: a fresh start", file=sys.stderr)
+            config["ckpt_path"] = None
+        elif config.get("ckpt_path"):
             config["ckpt_path"] = _checkpoint(folder, config["ckpt_path"])
         elif self.subcommand == "fit" and any(Path(folder, "checkpoints").glob("*.ckpt")):
             print(f"{folder} holds an earlier run, whose checkpoints will be replaced (to resume it: --ckpt_path last)")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Logs to TensorBoard in the run's folder unless the configuration names a logger."""
+        """Logs to TensorBoard in the run's folder, and saves atomically, unless the configuration says otherwise."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         if config["trainer"]["logger"] is None:
             kwargs["logger"] = TensorBoardLogger(config["folder"], name="", version="")
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
 
 
 class _SaveConfigOfFit(SaveConfigCallback):
@@ -181,19 +190,21 @@ class _SaveConfigOfFit(SaveConfigCallback):
 
 
 def _checkpoint(folder: str, which: str) -> str:
-    """Path of a run's checkpoint ``best`` or ``last``, or of a file.
-
-    Lightning starts anew without a word where it finds none; a user who asks to resume should hear of it.
-    """
+    """Path of a run's checkpoint ``best`` or ``last``, or of a file."""
     if which not in ("best", "last"):
         if not Path(which).exists():
             raise ValueError(f"ckpt_path: there is no {which}; give best, last or a file")
         return which
-    checkpoints = Path(folder) / "checkpoints"
-    found = sorted(checkpoints.glob("last*.ckpt" if which == "last" else "best*.ckpt"), key=os.path.getmtime)
+    found = _checkpoints(folder, which)
     if not found:
+        checkpoints = Path(folder, "checkpoints")
         raise ValueError(f"ckpt_path: {which}: there is no {which} checkpoint in {checkpoints}; leave ckpt_path out")
     return str(found[-1])
+
+
+def _checkpoints(folder: str, which: str) -> list[Path]:
+    """A run's checkpoints of that name, the newest one at the end."""
+    return sorted(Path(folder, "checkpoints").glob(f"{which}*.ckpt"), key=os.path.getmtime)
 
 
 def _precision() -> str | None:
@@ -220,41 +231,6 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def _one_line(message: str) -> str:
-    """What went wrong, without what the parser says around it: the types it tried and the values it was given."""
-    noise = r"Does not validate against|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>"
-    lines = dict.fromkeys(line.strip().removeprefix("- ") for line in message.splitlines())  # each reason once
-    text = " ".join(line for line in lines if line and not re.match(noise, line))
-    if "is not accepted" in text:
-        text += "; see `vlmq fit --help`, and --model.help or --data.help with a class_path"
-    return text
-
-
-def _located(message: str, args: list[str]) -> str:
-    """A message with its place: ``FILE, line N: `` of the innermost key it names, if one line of the files has it."""
-    files = [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
-    files += [value for name, value in itertools.pairwise(args) if name in ("--config", "-c")]
-    message = message.replace('"<unicode string>"', " or ".join(files))  # what YAML's parser calls its text
-    names = re.findall(r"(?:[Oo]ption|[Kk]ey) ['\"]([\w.]+)['\"]", message) or re.findall(r"^([\w.]+): ", message)
-    key = names[-1].rsplit(".", 1)[-1] if names else None
-    if key is None or any(re.match(rf"--(?:.*\.)?{key}(?:[=.]|$)", arg) for arg in args):
-        return message
-    found = [
-        f"{file}, line {number}: "
-        for file in files
-        for number, line in enumerate(_lines(file), 1)
-        if re.search(rf"(?<![\w.]){key}\s*:", re.split(r"(?:^|\s)#", line)[0])
-    ]
-    return (found[0] if len(found) == 1 else "") + message
-
-
-def _lines(file: str) -> list[str]:
-    try:
-        return Path(file).read_text().splitlines()
-    except OSError:  # a configuration given in place of a file's name
-        return []
-
-
 def main(args: ArgsType = None) -> None:
     """Entry of the console script."""
     _quiet()
@@ -266,6 +242,7 @@ def main(args: ArgsType = None) -> None:
             subclass_mode_model=True,
             subclass_mode_data=True,
             trainer_class=VLMQTrainer,
+            trainer_defaults={"callbacks": [InterruptCheckpoint()]},
             seed_everything_default=0,
             save_config_callback=_SaveConfigOfFit,
             save_config_kwargs={"overwrite": True},
@@ -274,8 +251,8 @@ def main(args: ArgsType = None) -> None:
             args=args,
         )
     except (ArgumentError, MisconfigurationException, ValueError) as error:
-        if os.environ.get("VLMQ_TRACEBACK"):
+        if os.environ.get("VLMQ_TRACEBACK") or of_an_environment(error):
             raise
         given = sys.argv[1:] if args is None else args if isinstance(args, list) else []
-        print(f"vlmq: {_located(_one_line(str(error)), given)}", file=sys.stderr)
+        print(f"vlmq: {located(one_line(str(error)), given)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ArgumentError) else 1)

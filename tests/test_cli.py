@@ -1,54 +1,20 @@
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
+from commands import COMMAND, CONFIGS, SMALL, shrunk, vlmq
 from transformers import AutoModelForImageTextToText, LlamaConfig
 
-from lightning_vlmq import TurnStore
 from lightning_vlmq.cli import _precision, main
 from lightning_vlmq.envs.exact_blackjack import optimal_blackjack_policy, score_blackjack
-from scripts.kills import kill_often
 
 ALWAYS_STAND = score_blackjack(dict.fromkeys(optimal_blackjack_policy(), 0.0)).win
-CONFIGS = Path(__file__).parent.parent / "configs"
-SMALL = [
-    "--trainer.max_steps=2",
-    "--data.init_args.turns=30",
-    "--data.init_args.parallel=8",
-    "--data.init_args.mixture={random: 1.0}",
-    "--data.init_args.batch_size=2",
-    "--data.init_args.batches_per_epoch=2",
-    "--data.init_args.validation_batches=1",
-    "--data.init_args.max_reply_tokens=6",
-    "--trainer.enable_progress_bar=false",
-    "--trainer.log_every_n_steps=1",
-    "--threads=1",
-]
-
-
-COMMAND = [sys.executable, "-c", "from lightning_vlmq.cli import main; main()"]
-
-
-def vlmq(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=300, check=False)
-
-
-def shrunk(name: str, tiny_folder: Path, folder: Path) -> Path:
-    """A configuration with the tiny VLM and few episodes to play."""
-    config: dict[str, Any] = yaml.safe_load((CONFIGS / name).read_text())
-    config["model"]["init_args"]["vlm"]["init_args"]["name"] = str(tiny_folder)
-    for callback in config["trainer"]["callbacks"]:
-        if "episodes" in callback.get("init_args", {}):
-            callback["init_args"]["episodes"] = 2
-    path = folder / Path(name).name
-    path.write_text(yaml.safe_dump(config))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -153,10 +119,20 @@ def test_scoring_needs_a_checkpoint(tmp_path: Path, small_config: Path, capsys: 
     assert line == f"vlmq: ckpt_path: there is no {tmp_path / 'none.ckpt'}; give best, last or a file"
 
 
-def test_nothing_to_resume_is_said(tmp_path: Path, small_config: Path) -> None:
-    done = vlmq("fit", f"--config={small_config}", f"--folder={tmp_path}", "--ckpt_path=last", *SMALL)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("vlmq: ckpt_path: last: there is no last checkpoint in")
+def test_a_fit_with_nothing_to_resume_begins_and_says_so(
+    tmp_path: Path, small_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = (f"--config={small_config}", f"--folder={tmp_path}", *SMALL)
+    checkpoints = tmp_path / "checkpoints"
+    for command in ("validate", "test"):
+        line = one_error(capsys, command, *common, "--ckpt_path=last")
+        assert line.startswith(f"vlmq: ckpt_path: last: there is no last checkpoint in {checkpoints}")
+    line = one_error(capsys, "fit", *common, "--ckpt_path=best")
+    assert line.startswith(f"vlmq: ckpt_path: best: there is no best checkpoint in {checkpoints}")
+    done = vlmq("fit", *common, "--ckpt_path=last")
+    assert done.returncode == 0, done.stderr
+    assert f"vlmq: there is no last checkpoint in {checkpoints}: a fresh start" in done.stderr.splitlines()
+    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
 def test_export_loads_without_us(run: Path, small_config: Path, tmp_path: Path) -> None:
@@ -205,22 +181,21 @@ def test_blackjack_is_fitted_and_scored_exactly(tiny_folder: Path, tmp_path: Pat
     assert board["win"] == pytest.approx(ALWAYS_STAND, abs=1e-3)
 
 
-def test_offline_to_online_survives_kills(tiny_folder: Path, tmp_path: Path) -> None:
-    path = shrunk("numberline_online.yaml", tiny_folder, tmp_path)
-    config = yaml.safe_load(path.read_text())
-    (collector,) = (c for c in config["trainer"]["callbacks"] if c["class_path"].endswith("OnlineCollector"))
-    collector["init_args"] |= {"environments": 4, "steps": 11, "start_epoch": 1}
+def test_an_environment_s_own_error_is_shown_whole(
+    tmp_path: Path, small_config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the helpers' folder is in it
+    config = yaml.safe_load(small_config.read_text())
+    config["data"]["init_args"]["environment"]["init_args"]["env"] = {"class_path": "flaky_env.Picky"}
+    path = tmp_path / "picky.yaml"
     path.write_text(yaml.safe_dump(config))
-    arguments = [f"--config={path}", *SMALL[1:], "--trainer.max_epochs=6"]
-    found = kill_often(arguments, tmp_path / "run", kills=3, longest=25)
-    assert (found["failed"], found["damaged"], found["ended"]) == (0, 0, True), (tmp_path / "run/kills.log").read_text()
-    assert found["steps"] == sorted(found["steps"])
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["steps"] == 12
-    # whatever was killed: each of the five online epochs has left its turns, once
-    assert results["own play"]["turns"] == 5 * 4 * 11
-    episodes = TurnStore(tmp_path / "run" / "experience" / "rank-0").episodes()
-    assert all(len({turn.seed for turn in episode.turns}) == 1 for episode in episodes)
+    common = ("fit", f"--config={path}", f"--folder={tmp_path}", *SMALL)
+    done = vlmq(*common)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "ValueError: invalid literal for int() with base 10: 'seven'"
+    assert 'return int("seven")' in done.stderr
+    line = one_error(capsys, *common, "--data.environment.init_args.env.init_args.number=8")
+    assert line.endswith("number 8 is not seven")  # its constructor's
 
 
 def one_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

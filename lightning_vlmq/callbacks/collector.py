@@ -10,8 +10,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_vlmq.agreement import Agreement, compare
-from lightning_vlmq.callbacks.checkpoints import CheckpointedStores
+from lightning_vlmq.callbacks.checkpointed import CheckpointedStores
 from lightning_vlmq.callbacks.evaluation import environment_of
+from lightning_vlmq.callbacks.interrupt import interrupted
 from lightning_vlmq.callbacks.ranks import of_all_ranks
 from lightning_vlmq.callbacks.schedules import apply_schedules
 from lightning_vlmq.collection import online_seed
@@ -178,14 +179,16 @@ class OnlineCollector(L.Callback):
                 seed = self._seed(trainer) + trainer.current_epoch  # a resumed run does not draw the same again
                 self._rollout = Rollout(environment, self._starts(trainer), self.environments, seed)
             prompts: dict[Observation, bytes] = {}
-            counted, ended = self._fill(*self._policies(trainer, prompts))
+            counted, ended = self._fill(trainer, *self._policies(trainer, prompts))
             counted["failures"] = len(self._rollout.failures) - failures
             times = {"seconds": time.monotonic() - begin, "environment_seconds": self._rollout.waited - waited}
             self._log(trainer, pl_module, counted, times, ended, self._agreement(ended, prompts))
         if self._data.capacity and (states := self._checkpointed(trainer)) is not None:
             self._data.experience.delete_evicted(states)
 
-    def _fill(self, policies: list[Policy], shares: list[float]) -> tuple[dict[str, int], list[Episode]]:
+    def _fill(
+        self, trainer: L.Trainer, policies: list[Policy], shares: list[float]
+    ) -> tuple[dict[str, int], list[Episode]]:
         """Plays, and again until every rank has the turns to train on; returns what was played and what ended."""
         store = self._data.experience
         # an episode counts when it has ended: there may be none of the first play, and nothing else to train on
@@ -193,20 +196,20 @@ class OnlineCollector(L.Callback):
         lacking = needed
         counted, ended = {"turns": 0, "cut_plays": 0}, []
         while True:
-            turns, over, cut = self._play(policies, shares)
+            turns, over, cut = self._play(trainer, policies, shares)
             counted["turns"] += turns
             counted["cut_plays"] += cut
             ended += over
             lacking = min(lacking, max(0, needed - len(store.samples)))  # before the eviction: it has been reached once
             store.evict()
-            most = max(of_all_ranks(lacking))
-            if not most:
+            lack, leave = zip(*of_all_ranks((lacking, interrupted(trainer))), strict=True)
+            if any(leave) or not any(lack):
                 break
-            rank_zero_info(f"collecting until each rank has {needed} own turns: {most} to go")
-        self._filled = True
+            rank_zero_info(f"collecting until each rank has {needed} own turns: {max(lack)} to go")
+        self._filled = not any(lack)
         return counted, ended
 
-    def _play(self, policies: list[Policy], shares: list[float]) -> tuple[int, list[Episode], bool]:
+    def _play(self, trainer: L.Trainer, policies: list[Policy], shares: list[float]) -> tuple[int, list[Episode], bool]:
         """``steps`` replies in each environment; returns their number, what ended, whether ``time_limit`` cut it."""
         assert self._rollout is not None
         begin, played = time.monotonic(), 0
@@ -218,6 +221,8 @@ class OnlineCollector(L.Callback):
             for episode in self._rollout.turn(policies, shares):
                 self._data.experience.append(episode)
                 ended.append(episode)
+            if interrupted(trainer):
+                break
         return played, ended, False
 
     def _log(

@@ -55,3 +55,19 @@ class Flaky(NumberLine):
         if what == "take a second":
             return time.sleep(1.0)
         raise ZeroDivisionError("seven by nothing")
+
+
+class Picky(NumberLine):
+    """Has its number only when it is asked to play."""
+
+    def __init__(self, number: int = 7) -> None:
+        if number != 7:
+            raise ValueError(f"number {number} is not seven")
+        super().__init__()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self._number()
+        return super().reset(seed=seed, options=options)
+
+    def _number(self) -> int:
+        return int("seven")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_vlmq.callbacks.checkpoints import CheckpointedStores
+from lightning_vlmq.callbacks.checkpointed import CheckpointedStores
 
 
 def _save(path: Path, *names: str) -> None:

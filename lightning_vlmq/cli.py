@@ -1,9 +1,11 @@
 """The command ``vlmq``: LightningCLI's fit, validate, test, and collect, export and prompting of our own."""
 
+import itertools
 import logging
 import os
 import sys
 import warnings
+import zipfile
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ import lightning as L
 import torch
 import transformers
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -28,9 +31,9 @@ HELP = """Trains and scores vision-language agents by VLM Q-Learning. Examples:
 vlmq fit --config configs/numberline.yaml;
 vlmq fit --config configs/numberline.yaml --model.lr 5e-4 --seed_everything 2 --folder runs/two;
 vlmq fit --config configs/numberline.yaml --ckpt_path last (resumes, or begins where there is nothing yet);
-vlmq test --config configs/numberline.yaml --ckpt_path best (scores a checkpoint);
+vlmq test --config configs/numberline.yaml --ckpt_path last (scores a checkpoint);
 vlmq collect --config configs/numberline.yaml --folder runs/demos --data.turns 5000;
-vlmq export --config configs/numberline.yaml --ckpt_path best --output exported;
+vlmq export --config configs/numberline.yaml --ckpt_path last --output exported;
 vlmq prompting --config configs/numberline.yaml --folder runs/prompting --models '[embedded]' (untrained VLMs);
 vlmq fit --model.help lightning_vlmq.VLMQ, --data.help lightning_vlmq.Demonstrations (what can be set)."""
 
@@ -164,8 +167,15 @@ class VLMQCLI(LightningCLI):
             config["ckpt_path"] = None
         elif config.get("ckpt_path"):
             config["ckpt_path"] = _checkpoint(folder, config["ckpt_path"])
-        elif self.subcommand == "fit" and any(Path(folder, "checkpoints").glob("*.ckpt")):
-            print(f"{folder} holds an earlier run, whose checkpoints will be replaced (to resume it: --ckpt_path last)")
+        elif (
+            self.subcommand == "fit"
+            and getattr(rank_zero_only, "rank", 0) == 0
+            and (aside := _set_curves_aside(Path(folder)))
+        ):
+            print(
+                f"{folder} holds an earlier run: its curves are in {aside} now, its checkpoints will be replaced "
+                f"(to resume it: --ckpt_path last)"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Logs to TensorBoard in the run's folder, and saves atomically, unless the configuration says otherwise."""
@@ -189,17 +199,33 @@ class _SaveConfigOfFit(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
+def _set_curves_aside(folder: Path) -> Path | None:
+    """Moves an earlier run's TensorBoard files to a run of their own, lest curves overlay; returns where to."""
+    curves = list(folder.glob("events.out.tfevents.*"))
+    if not curves:
+        return None
+    aside = next(path for n in itertools.count(1) if not (path := folder / "earlier" / str(n)).exists())
+    aside.mkdir(parents=True)
+    for path in curves:
+        path.rename(aside / path.name)
+    return aside
+
+
 def _checkpoint(folder: str, which: str) -> str:
     """Path of a run's checkpoint ``best`` or ``last``, or of a file."""
-    if which not in ("best", "last"):
-        if not Path(which).exists():
+    if which in ("best", "last"):
+        found = _checkpoints(folder, which)
+        if not found:
+            where = Path(folder, "checkpoints")
+            raise ValueError(f"ckpt_path: {which}: there is no {which} checkpoint in {where}; leave ckpt_path out")
+        path = found[-1]
+    else:
+        path = Path(which)
+        if not path.exists():
             raise ValueError(f"ckpt_path: there is no {which}; give best, last or a file")
-        return which
-    found = _checkpoints(folder, which)
-    if not found:
-        checkpoints = Path(folder, "checkpoints")
-        raise ValueError(f"ckpt_path: {which}: there is no {which} checkpoint in {checkpoints}; leave ckpt_path out")
-    return str(found[-1])
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise ValueError(f"ckpt_path: {path} is damaged (no whole checkpoint); take another one")
+    return str(path)
 
 
 def _checkpoints(folder: str, which: str) -> list[Path]:
@@ -227,6 +253,7 @@ def _quiet() -> None:
         ".*does not have many workers.*",
         ".*is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",
+        ".*your dataloader is not resumable.*",  # its DataModule is
     ):
         warnings.filterwarnings("ignore", message)
 

@@ -23,10 +23,15 @@ def of_an_environment(error: BaseException) -> bool:
 
 def one_line(message: str) -> str:
     """What went wrong, without what the parser says around it: the types it tried and the values it was given."""
-    noise = r"Does not validate against|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>"
+    noise = (
+        r"Does not validate against|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|"
+        r"Not a valid subclass of|Subclass types expect|a class path \(str\)|a dict "
+    )
     lines = dict.fromkeys(line.strip().removeprefix("- ") for line in message.splitlines())  # each reason once
-    text = " ".join(line for line in lines if line and not re.match(noise, line))
-    if "is not accepted" in text:
+    kept = [line for line in lines if line and not re.match(noise, line)]
+    # a place whose reason was one of those before is left without one
+    text = re.sub(r"Problem with given class_path \S+:(?= Problem| *$)", "", " ".join(kept)).strip()
+    if any(said in text for said in ("is not accepted", "does not accept option", "unrecognized arguments")):
         text += "; see `vlmq fit --help`, and --model.help or --data.help with a class_path"
     return text
 

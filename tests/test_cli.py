@@ -107,8 +107,30 @@ def test_a_fit_into_the_folder_of_an_earlier_one_says_so(run: Path, small_config
     names = sorted(path.name for path in (run / "checkpoints").iterdir())
     done = vlmq("fit", f"--config={small_config}", f"--folder={run}", *SMALL)
     assert done.returncode == 0, done.stderr
-    assert f"{run} holds an earlier run, whose checkpoints will be replaced" in done.stdout
+    assert f"{run} holds an earlier run: its curves are in {run / 'earlier' / '1'} now" in done.stdout
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run))  # of this fit only
+    events.Reload()
+    steps = [scalar.step for scalar in events.Scalars("loss")]
+    assert len(set(steps)) == len(steps)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == names  # none beside the old ones
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, small_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    path.parent.mkdir()
+    path.write_bytes(b"PK half of it")
+    for command in ("fit", "export"):
+        line = one_error(
+            capsys,
+            command,
+            f"--config={small_config}",
+            f"--folder={tmp_path}",
+            "--ckpt_path=last",
+            *(["--output=x"] if command == "export" else []),
+        )
+        assert line == f"vlmq: ckpt_path: {path} is damaged (no whole checkpoint); take another one"
 
 
 def test_scoring_needs_a_checkpoint(tmp_path: Path, small_config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,9 @@ from lightning_vlmq.envs import NumberLine
 from lightning_vlmq.evaluation import EpisodeScores
 from lightning_vlmq.turns import Episode, Observation, Turn
 
+def say(text):  # a line of its own, whatever the other rank writes
+    sys.stderr.write("\\n" + text + "\\n")
+
 class Unequal(L.Callback):  # the first rank has a long and a short episode, the other one has none
     def on_train_end(self, trainer, module):
         def episode(*rewards):
@@ -42,8 +45,8 @@ class Unequal(L.Callback):  # the first rank has a long and a short episode, the
         assert found["eval/mean_length"] == 3.0, found  # the tiny VLM's replies are all invalid
         # what is logged of training and validation is every rank's, though each has turns of its own
         logged = [found[name].item() for name in ("loss", "loss/critic", "val/critic/q", "val/filter/pass_rate_all")]
-        print(f"logged {logged}", file=sys.stderr)
-        print("checked", trainer.global_rank, file=sys.stderr)
+        say(f"logged {logged}")
+        say(f"checked {trainer.global_rank}")
 
 class Generators(L.Callback):  # the ranks' differ; what they are where the second epoch trains
     def on_train_start(self, trainer, module):
@@ -52,7 +55,7 @@ class Generators(L.Callback):  # the ranks' differ; what they are where the seco
     def on_train_batch_start(self, trainer, module, batch, number):
         if trainer.current_epoch == 1 and number == 0:
             state = hash(tuple(torch.get_rng_state().tolist()))
-            print(f"generator {trainer.global_rank} {state}", file=sys.stderr)
+            say(f"generator {trainer.global_rank} {state}")
 
 if __name__ == "__main__":
     vlm, folder, epochs, checkpoint = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]

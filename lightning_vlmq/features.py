@@ -10,29 +10,16 @@ import sqlite3
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
-
 import torch
 from PIL import Image
 from safetensors.torch import load, save
 from torch import Tensor
 
 from lightning_vlmq.files import lock
+from lightning_vlmq.pictures import EncodedImage
 from lightning_vlmq.vlm import VLM
 
-__all__ = ["EncodedImage", "FeatureCache"]
-
-
-class EncodedImage(NamedTuple):
-    """What a picture becomes in a prompt.
-
-    Attributes:
-        ids: Token ids that stand for the picture, placeholders included.
-        features: Image features ``[N, D]``, one row a placeholder.
-    """
-
-    ids: list[int]
-    features: Tensor
+__all__ = ["FeatureCache"]
 
 
 class FeatureCache:
@@ -87,7 +74,7 @@ class FeatureCache:
         for start in range(0, len(waiting), self.batch_size):
             chunk = waiting[start : start + self.batch_size]
             pictures = [Image.open(io.BytesIO(image)).convert("RGB") for _, image in chunk]
-            encoded = [EncodedImage(ids, features) for ids, features in self.vlm.image_features(pictures)]
+            encoded = self.vlm.image_features(pictures)
             self.computed += len(encoded)
             for (key, _), entry in zip(chunk, encoded, strict=True):
                 found[key] = entry
@@ -126,9 +113,9 @@ class FeatureCache:
 
 
 def _dump(entry: EncodedImage) -> bytes:
-    return save({"ids": torch.tensor(entry.ids), "features": entry.features.contiguous()})
+    return save({"ids": torch.tensor(entry.ids), "features": entry.features.contiguous(), **entry.beside})
 
 
 def _load(blob: bytes) -> EncodedImage:
     tensors = load(blob)
-    return EncodedImage(tensors["ids"].tolist(), tensors["features"])
+    return EncodedImage(tensors.pop("ids").tolist(), tensors.pop("features"), tensors)

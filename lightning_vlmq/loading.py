@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoProcessor
 
-__all__ = ["EMBEDDED", "adapter_targets", "fingerprint", "locate", "named_dtype"]
+__all__ = ["EMBEDDED", "adapter_targets", "fingerprint", "load_processor", "locate", "named_dtype"]
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """Folder of the small VLM that comes with the package; ``name="embedded"`` means this one."""
@@ -43,6 +43,23 @@ def named_dtype(name: str) -> torch.dtype:
     if not isinstance(found, torch.dtype):
         raise ValueError(f"vlm.dtype: {name!r} is no type of torch; take float32, bfloat16 or float16")
     return found
+
+
+def load_processor(source: str, template: str | None) -> Any:
+    """Processor of a model, with ``template`` as its chat template where it has none.
+
+    Pictures are resized by Pillow where the family knows how: what torchvision makes of them is not the same, and a
+    model must not see otherwise where that is installed.
+    """
+    try:
+        processor: Any = AutoProcessor.from_pretrained(source, backend="pil")  # type: ignore[no-untyped-call]
+    except ImportError as error:
+        needed = [name for name in ("torchvision", "num2words") if name in str(error).lower()]
+        packages = " ".join(needed) or "the package named here: " + " ".join(str(error).split())
+        raise ValueError(f"vlm.name: the processor of {source!r} needs a package; pip install {packages}") from None
+    if template is not None and not processor.chat_template:
+        processor.chat_template = template
+    return processor
 
 
 def adapter_targets(network: Any, targets: Sequence[str] | str, layers: int | None) -> list[str]:

@@ -18,14 +18,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import (
     AutoModelForImageTextToText,
-    AutoProcessor,
     GenerationConfig,
     LogitsProcessorList,
     SuppressTokensLogitsProcessor,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from lightning_vlmq.loading import EMBEDDED, adapter_targets, fingerprint, locate, named_dtype
+from lightning_vlmq.families import FAMILIES, Family
+from lightning_vlmq.loading import EMBEDDED, adapter_targets, fingerprint, load_processor, locate, named_dtype
+from lightning_vlmq.pictures import EncodedImage, Pictures
 from lightning_vlmq.sampling import RawLogProbs, Sampled, until_stop
 
 __all__ = ["EMBEDDED", "VLM"]
@@ -46,10 +46,12 @@ class VLM(nn.Module):
             update is cheaper, and what the layers below know cannot be lost.
         train_head: Also train the token embeddings and the language head (the paper freezes them).
         dtype: Type of the base weights, e.g. ``"bfloat16"``; the adapter stays float32.
+        gradient_checkpointing: Keep less of the forward pass and compute it again in the backward pass: less memory for
+            about a third more time.
 
     Raises:
-        ValueError: The model has no image input, the name is neither a folder nor reachable, or
-            ``lora_targets`` or ``lora_layers`` match nothing.
+        ValueError: The model has no image input or takes no encoded pictures, its processor lacks a package, the name
+            is neither a folder nor reachable, or ``lora_targets`` or ``lora_layers`` match nothing.
     """
 
     def __init__(
@@ -63,15 +65,23 @@ class VLM(nn.Module):
         lora_layers: int | None = None,
         train_head: bool = False,
         dtype: str = "float32",
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
         source = locate(name)
         network = AutoModelForImageTextToText.from_pretrained(source, dtype=named_dtype(dtype))
-        self.processor: Any = AutoProcessor.from_pretrained(source)  # type: ignore[no-untyped-call]
+        family = FAMILIES.get(network.config.model_type, Family())
+        self.processor: Any = load_processor(source, family.template)
         self.tokenizer = self.processor.tokenizer
         self.tokenizer.padding_side = "left"
         network.requires_grad_(False)
+        if gradient_checkpointing:
+            network.gradient_checkpointing_enable({"use_reentrant": False})  # the base's inputs need no gradient
+        try:
+            self.pictures = Pictures(network.eval(), self.processor, family.reply_types)
+        except ValueError as error:
+            raise ValueError(f"vlm.name: {name!r} ({network.config.model_type}): {error}") from None
         if lora_rank > 0:
             targets = adapter_targets(network, lora_targets, lora_layers)
             saved = ["lm_head", "embed_tokens"] if train_head else None
@@ -113,25 +123,34 @@ class VLM(nn.Module):
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end a reply; the first one is appended to replies that come as text."""
         eos = self.hf.generation_config.eos_token_id
-        ids = [self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
+        ids = [self._turn_end, self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
         return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
+
+    @cached_property
+    def _turn_end(self) -> int | None:
+        """Special token with which the chat template ends a reply, if it ends it with one."""
+        said = [("user", "Say it."), ("assistant", "It.")]
+        messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
+        behind = self.processor.apply_chat_template(messages, tokenize=False).rpartition("It.")[2].strip()
+        ids = self.tokenizer(behind, add_special_tokens=False)["input_ids"]
+        return int(ids[0]) if ids and ids[0] in self.tokenizer.added_tokens_decoder else None
 
     @property
     def forbidden_ids(self) -> tuple[int, ...]:
-        """Ids that a reply must never hold: placeholders of pictures and padding."""
-        tokens = {self.hf.config.get_text_config().pad_token_id, self.tokenizer.pad_token_id, self.image_token_id}
+        """Ids that a reply must never hold: of pictures, of padding, and those that the tokenizer does not know."""
+        tokens = {self.hf.config.get_text_config().pad_token_id, self.tokenizer.pad_token_id, *self.pictures.special_ids}
         names = ("image_token", "fake_image_token", "global_image_token", "boi_token", "eoi_token", "video_token")
         for name in names:
             token = getattr(self.processor, name, None) or getattr(self.tokenizer, name, None)
             if isinstance(token, str):
                 tokens.add(self.tokenizer.convert_tokens_to_ids(token))
+        tokens.update(range(len(self.tokenizer), self.vocab_size))  # padded vocabularies
         return tuple(sorted(int(i) for i in tokens if i is not None and i not in self.stop_ids))
 
     @property
     def image_token_id(self) -> int:
         """Id of the placeholder that image features replace."""
-        config = self.hf.config
-        return int(getattr(config, "image_token_id", None) or config.image_token_index)
+        return self.pictures.token_id
 
     @property
     def tokenizer_fingerprint(self) -> str:
@@ -142,10 +161,12 @@ class VLM(nn.Module):
     @property
     def vision_fingerprint(self) -> str:
         """Short hash of what decides image features: weights outside of the language model and the processor."""
-        digest = hashlib.sha256(self.processor.image_processor.to_json_string().encode())
-        decoder = {id(p) for p in self.hf.get_decoder().parameters()}
+        how = type(self.processor.image_processor).__name__ + self.processor.to_json_string()
+        digest = hashlib.sha256(how.encode())
+        language = (self.hf.get_decoder(), self.hf.get_output_embeddings())
+        left_out = {id(p) for part in language for p in part.parameters()}
         for name, parameter in self.hf.named_parameters():
-            if id(parameter) not in decoder and "lm_head" not in name:
+            if id(parameter) not in left_out:
                 digest.update(name.encode())
                 digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -174,40 +195,24 @@ class VLM(nn.Module):
 
     # -- what it computes -----------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def image_features(self, images: Sequence[Any]) -> list[tuple[list[int], Tensor]]:
-        """Encodes pictures: for each the ids that stand for it in a prompt and its features ``[N, D]``.
+    def image_features(self, images: Sequence[Any]) -> list[EncodedImage]:
+        """Encodes pictures: for each the ids that stand for it in a prompt, its features, and what goes beside them.
 
         Args:
             images: RGB pictures (PIL).
         """
-        placeholder = getattr(self.processor, "image_token", None) or self.tokenizer.image_token
-        inputs = self.processor(
-            text=[placeholder] * len(images),
-            images=[[image] for image in images],
-            add_special_tokens=False,
-            return_tensors="pt",
-            padding=True,
-        )
-        kept = inputs["attention_mask"].bool()
-        ids = [row[keep].tolist() for row, keep in zip(inputs["input_ids"], kept, strict=True)]
-        pixels = {k: v.to(self.device) for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
         with self.inference():  # a tower's dropout would stay in the cache for good
-            output = self.hf.model.get_image_features(**pixels, return_dict=True)
-        pooled = output.pooler_output
-        flat = torch.cat([f.reshape(-1, f.shape[-1]) for f in pooled], dim=0)
-        counts = [row.count(self.image_token_id) for row in ids]
-        assert sum(counts) == flat.shape[0], f"{sum(counts)} placeholders for {flat.shape[0]} image features"
-        return [(row, f.cpu().clone()) for row, f in zip(ids, torch.split(flat, counts), strict=True)]
+            return self.pictures.encode(images)
 
     def hidden(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Hidden states ``[B, S, D]`` that the language head reads.
 
         Args:
-            inputs: ``input_ids`` and ``attention_mask`` ``[B, S]``; ``image_features`` ``[sum N, D]``, those
-                of all pictures of the batch in reading order (absent without pictures).
+            inputs: ``input_ids`` and ``attention_mask`` ``[B, S]``; ``image_features`` ``[sum N, W]``, those
+                of all pictures of the batch in reading order (absent without pictures); what the family takes beside
+                them (:class:`~lightning_vlmq.pictures.Pictures`).
         """
-        output = self.hf.model(**self._model_inputs(inputs), use_cache=False)
+        output = self.hf.base_model(**self._model_inputs(inputs), use_cache=False)
         return cast(Tensor, output.last_hidden_state)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -266,8 +271,7 @@ class VLM(nn.Module):
         features = inputs.get("image_features")
         arguments: dict[str, Any] = {k: v for k, v in inputs.items() if k != "image_features"}
         if features is not None:
-            output = BaseModelOutputWithPooling(pooler_output=cast(Any, (features,)))
-            arguments["mm_encoder_outputs"] = {"image": output}
+            arguments["mm_encoder_outputs"] = {"image": self.pictures.container(features)}
         return arguments
 
     # -- the adapter ----------------------------------------------------------------------------------------

@@ -115,7 +115,8 @@ class TurnEncoder:
 
     def _encode_prompts(self, observations: Sequence[Observation]) -> list[_Prompt]:
         shown = [self.prompt.images(observation) for observation in observations]
-        encoded = iter(self.features([image for images in shown for image in images]))
+        crowd = [len(images) > 1 for images in shown for _ in images]
+        encoded = iter(self.features([image for images in shown for image in images], crowd))
         prompts = []
         for observation, images in zip(observations, shown, strict=True):
             segments = self._segments(self._render(observation))

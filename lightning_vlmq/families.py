@@ -3,6 +3,8 @@
 A family that is not here is taken as its processor and its model show it (``pictures.py``).
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 __all__ = ["FAMILIES", "Family"]
@@ -17,7 +19,7 @@ class Family(NamedTuple):
     """
 
     template: str | None = None
-    reply_types: dict[str, int] = {}
+    reply_types: Mapping[str, int] = MappingProxyType({})
 
 
 FAMILIES = {

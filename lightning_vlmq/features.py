@@ -50,31 +50,42 @@ class FeatureCache:
             self._file.execute("PRAGMA synchronous=NORMAL")
             self._file.execute("CREATE TABLE IF NOT EXISTS features (key TEXT PRIMARY KEY, value BLOB)")
 
-    def __call__(self, images: Sequence[bytes]) -> list[EncodedImage]:
+    def __call__(self, images: Sequence[bytes], crowd: Sequence[bool] | None = None) -> list[EncodedImage]:
         """Encodes pictures, each distinct one at most once.
 
         Args:
             images: Pictures as PNG bytes.
+            crowd: For each whether its prompt shows several (matters in few families); ``None`` says none does.
 
         Returns:
             One entry a picture, in order.
         """
-        keys = [hashlib.sha256(self._model_key.encode() + image).hexdigest() for image in images]
+        crowded = [self.vlm.pictures.crowd_matters and many for many in crowd or [False] * len(images)]
+        keys = [self._key(image, many) for image, many in zip(images, crowded, strict=True)]
         found: dict[str, EncodedImage] = {}
-        missing: dict[str, bytes] = {}
-        for key, image in zip(keys, images, strict=True):
-            if key in found or key in missing:
+        missing: dict[bool, dict[str, bytes]] = {False: {}, True: {}}
+        for key, image, many in zip(keys, images, crowded, strict=True):
+            if key in found or key in missing[many]:
                 continue
             entry = self._lookup(key)
             if entry is None:
-                missing[key] = image
+                missing[many][key] = image
             else:
                 found[key] = entry
-        waiting = list(missing.items())
-        for start in range(0, len(waiting), self.batch_size):
-            chunk = waiting[start : start + self.batch_size]
+        for many, waiting in missing.items():
+            found |= self._encode(waiting, many)
+        return [found[key] for key in keys]
+
+    def _key(self, image: bytes, crowd: bool) -> str:
+        return hashlib.sha256(self._model_key.encode() + (b"crowd" if crowd else b"") + image).hexdigest()
+
+    def _encode(self, waiting: dict[str, bytes], crowd: bool) -> dict[str, EncodedImage]:
+        found: dict[str, EncodedImage] = {}
+        items = list(waiting.items())
+        for start in range(0, len(items), self.batch_size):
+            chunk = items[start : start + self.batch_size]
             pictures = [Image.open(io.BytesIO(image)).convert("RGB") for _, image in chunk]
-            encoded = self.vlm.image_features(pictures)
+            encoded = self.vlm.image_features(pictures, crowd=crowd)
             self.computed += len(encoded)
             for (key, _), entry in zip(chunk, encoded, strict=True):
                 found[key] = entry
@@ -82,7 +93,7 @@ class FeatureCache:
             if self._file is not None:
                 rows = [(key, _dump(entry)) for (key, _), entry in zip(chunk, encoded, strict=True)]
                 self._file.executemany("INSERT OR IGNORE INTO features VALUES (?, ?)", rows)
-        return [found[key] for key in keys]
+        return found
 
     def close(self) -> None:
         """Closes the file; further calls compute what memory does not hold."""

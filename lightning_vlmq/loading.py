@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
 
 __all__ = ["EMBEDDED", "adapter_targets", "fingerprint", "load_processor", "locate", "named_dtype"]
 
@@ -52,11 +52,15 @@ def load_processor(source: str, template: str | None) -> Any:
     model must not see otherwise where that is installed.
     """
     try:
-        processor: Any = AutoProcessor.from_pretrained(source, backend="pil")  # type: ignore[no-untyped-call]
-    except ImportError as error:
-        needed = [name for name in ("torchvision", "num2words") if name in str(error).lower()]
-        packages = " ".join(needed) or "the package named here: " + " ".join(str(error).split())
-        raise ValueError(f"vlm.name: the processor of {source!r} needs a package; pip install {packages}") from None
+        processor: Any = AutoProcessor.from_pretrained(source)  # type: ignore[no-untyped-call]
+        processor.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")
+    except (ImportError, ValueError) as error:
+        packages = [name for name in ("torchvision", "num2words") if name in str(error).lower()]
+        if not packages:
+            raise
+        raise ValueError(
+            f"vlm.name: the processor of {source!r} needs {' and '.join(packages)}; pip install {' '.join(packages)}"
+        ) from None
     if template is not None and not processor.chat_template:
         processor.chat_template = template
     return processor

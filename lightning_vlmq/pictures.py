@@ -6,7 +6,7 @@ here: a blank picture is encoded once and shows it.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 __all__ = ["EncodedImage", "Pictures"]
+
+_EVERYWHERE = ("input_ids", "attention_mask", "labels")
+_BLANK = Image.new("RGB", (64, 64), "white")
 
 
 class EncodedImage(NamedTuple):
@@ -45,12 +48,13 @@ class Pictures:
         special_ids: Ids of the tokens that frame and fill a picture.
         beside_tokens: Inputs with a value a token, beside ids and mask: name to the value at reply tokens.
         beside_pictures: Inputs with a row a picture, on which the language model's positions depend.
+        crowd_matters: Whether a picture is encoded otherwise in a prompt that shows several.
 
     Raises:
         ValueError: The chat template shows no picture, or the model takes no encoded ones.
     """
 
-    def __init__(self, hf: Any, processor: Any, reply_types: dict[str, int]) -> None:
+    def __init__(self, hf: Any, processor: Any, reply_types: Mapping[str, int]) -> None:
         self._hf = hf
         self._processor = processor
         self._tokenizer = processor.tokenizer
@@ -62,16 +66,19 @@ class Pictures:
         ends = (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id)
         self._added = frozenset(self._tokenizer.added_tokens_decoder).difference(ends) | {self.token_id}
 
-        blank = self._process([Image.new("RGB", (64, 64), "white")])
+        blank = self._process([_BLANK])
         ids = blank["input_ids"][0].tolist()
         start, stop = self._span(ids)
         self.special_ids = frozenset(ids[start:stop]) & self._added
         self._frame = self._around(ids)
         typed = [k for k, v in blank.items() if k in taken and v.shape == blank["input_ids"].shape]
-        self.beside_tokens = {k: reply_types.get(k, 0) for k in typed if k not in ("input_ids", "attention_mask")}
+        self.beside_tokens = {k: reply_types.get(k, 0) for k in typed if k not in _EVERYWHERE}
         positions = getattr(hf.base_model, "get_rope_index", None)
         placed = [] if positions is None else inspect.signature(positions).parameters
         self.beside_pictures = [k for k in blank if k in placed and k not in typed]
+
+        in_two = self._process([_BLANK], 2)["input_ids"][0].tolist()
+        self.crowd_matters = in_two.count(self.token_id) != 2 * ids.count(self.token_id)
 
         output = self._features(blank)
         self._kind: Any = type(output)
@@ -86,7 +93,7 @@ class Pictures:
                 token = getattr(owner, name, None)
                 if isinstance(token, str) and token in text:
                     return token
-        raise ValueError(f"the chat template shows no picture (it gives {text[:80]!r}); correct the processor's template")
+        raise ValueError(f"the chat template shows no picture (it gives {text[:80]!r}); correct its template")
 
     # -- in a prompt ----------------------------------------------------------------------------------------
 
@@ -97,7 +104,8 @@ class Pictures:
         or beside a special token it then does as it would around the picture itself.
         """
         before, after = self._frame
-        text = prompt.replace(self.placeholder, f"{before}{self._tokenizer.convert_ids_to_tokens(self.token_id)}{after}")
+        token = self._tokenizer.convert_ids_to_tokens(self.token_id)
+        text = prompt.replace(self.placeholder, f"{before}{token}{after}")
         bos = self._tokenizer.bos_token
         # as processors do it: a template that writes the token of the beginning itself gets no second one
         ids = self._tokenizer(text, add_special_tokens=bos is None or not text.startswith(bos))["input_ids"]
@@ -111,28 +119,35 @@ class Pictures:
 
     # -- encoded --------------------------------------------------------------------------------------------
 
-    def encode(self, images: Sequence[Any]) -> list[EncodedImage]:
+    def encode(self, images: Sequence[Any], *, crowd: bool = False) -> list[EncodedImage]:
         """Encodes RGB pictures (PIL) with the vision tower.
+
+        Args:
+            images: The pictures.
+            crowd: As for prompts that show several, where that matters.
 
         Raises:
             ValueError: The processor writes other text around some picture than around others.
         """
-        inputs = self._process(images)
+        copies = 2 if crowd and self.crowd_matters else 1
+        inputs = self._process(images, copies)
         kept = inputs["attention_mask"].bool()
         rows = [row[keep].tolist() for row, keep in zip(inputs["input_ids"], kept, strict=True)]
         flat = _rows(self._features(inputs))
-        counts = [row.count(self.token_id) for row in rows]
+        counts = [row.count(self.token_id) // copies for row in rows for _ in range(copies)]
         assert sum(counts) == flat.shape[0], f"{sum(counts)} placeholders for {flat.shape[0]} image features"
         encoded = []
-        for index, features in enumerate(torch.split(flat, counts)):
+        for index, features in enumerate(torch.split(flat, counts)[::copies]):
             if (frame := self._around(rows[index])) != self._frame:
                 raise ValueError(
                     f"the processor writes {frame} around a picture of {images[index].size} and {self._frame} around a "
                     f"blank one; switch off its cropping (do_pan_and_scan)"
                 )
-            span = slice(*self._span(rows[index]))
+            start, stop = self._span(rows[index])
+            span = slice(start, start + (stop - start) // copies)
             beside = {name: inputs[name][index][kept[index]][span].clone() for name in self.beside_tokens}
-            beside |= {name: inputs[name][index : index + 1].clone() for name in self.beside_pictures}
+            row = index * copies
+            beside |= {name: inputs[name][row : row + 1].clone() for name in self.beside_pictures}
             encoded.append(EncodedImage(rows[index][span], features.cpu().clone(), beside))
         return encoded
 
@@ -158,10 +173,10 @@ class Pictures:
         special = [place for place, token in enumerate(ids) if token in self._added]
         return special[0], special[-1] + 1
 
-    def _process(self, images: Sequence[Any]) -> Any:
+    def _process(self, images: Sequence[Any], copies: int = 1) -> Any:
         return self._processor(
-            text=[self.placeholder] * len(images),
-            images=[[image] for image in images],
+            text=[self.placeholder * copies] * len(images),
+            images=[[image] * copies for image in images],
             add_special_tokens=False,
             return_tensors="pt",
             padding=True,

@@ -195,14 +195,15 @@ class VLM(nn.Module):
 
     # -- what it computes -----------------------------------------------------------------------------------
 
-    def image_features(self, images: Sequence[Any]) -> list[EncodedImage]:
+    def image_features(self, images: Sequence[Any], *, crowd: bool = False) -> list[EncodedImage]:
         """Encodes pictures: for each the ids that stand for it in a prompt, its features, and what goes beside them.
 
         Args:
             images: RGB pictures (PIL).
+            crowd: As for prompts that show several pictures, where the family makes a difference.
         """
         with self.inference():  # a tower's dropout would stay in the cache for good
-            return self.pictures.encode(images)
+            return self.pictures.encode(images, crowd=crowd)
 
     def hidden(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Hidden states ``[B, S, D]`` that the language head reads.

@@ -5,6 +5,10 @@ from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import torchvision_for_tests
+
+torchvision_for_tests.make_importable()
+
 import pytest
 import torch
 from transformers import AutoProcessor, Idefics3Config, Idefics3ForConditionalGeneration

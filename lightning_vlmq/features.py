@@ -10,10 +10,10 @@ import sqlite3
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+
 import torch
 from PIL import Image
 from safetensors.torch import load, save
-from torch import Tensor
 
 from lightning_vlmq.files import lock
 from lightning_vlmq.pictures import EncodedImage

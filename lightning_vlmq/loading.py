@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
 
-__all__ = ["EMBEDDED", "adapter_targets", "fingerprint", "load_processor", "locate", "named_dtype"]
+__all__ = ["EMBEDDED", "adapter_targets", "fingerprint", "load_processor", "locate", "named_dtype", "turn_end"]
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """Folder of the small VLM that comes with the package; ``name="embedded"`` means this one."""
@@ -53,7 +53,7 @@ def load_processor(source: str, template: str | None) -> Any:
     """
     try:
         processor: Any = AutoProcessor.from_pretrained(source)  # type: ignore[no-untyped-call]
-        processor.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")
+        processor.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")  # type: ignore[no-untyped-call]
     except (ImportError, ValueError) as error:
         packages = [name for name in ("torchvision", "num2words") if name in str(error).lower()]
         if not packages:
@@ -64,6 +64,15 @@ def load_processor(source: str, template: str | None) -> Any:
     if template is not None and not processor.chat_template:
         processor.chat_template = template
     return processor
+
+
+def turn_end(processor: Any) -> int | None:
+    """Id of the special token with which the chat template ends a reply, if it ends it with one."""
+    said = [("user", "Say it."), ("assistant", "It.")]
+    messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
+    behind = processor.apply_chat_template(messages, tokenize=False).rpartition("It.")[2].strip()
+    ids = processor.tokenizer(behind, add_special_tokens=False)["input_ids"]
+    return int(ids[0]) if ids and ids[0] in processor.tokenizer.added_tokens_decoder else None
 
 
 def adapter_targets(network: Any, targets: Sequence[str] | str, layers: int | None) -> list[str]:

@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from lightning_vlmq.families import FAMILIES, Family
-from lightning_vlmq.loading import EMBEDDED, adapter_targets, fingerprint, load_processor, locate, named_dtype
+from lightning_vlmq.language_head import learn_head_output
+from lightning_vlmq.loading import EMBEDDED, adapter_targets, fingerprint, load_processor, locate, named_dtype, turn_end
 from lightning_vlmq.pictures import EncodedImage, Pictures
 from lightning_vlmq.sampling import RawLogProbs, Sampled, until_stop
 
@@ -70,16 +71,18 @@ class VLM(nn.Module):
         super().__init__()
         self.name = name
         source = locate(name)
-        network = AutoModelForImageTextToText.from_pretrained(source, dtype=named_dtype(dtype))
+        network: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=named_dtype(dtype))
         family = FAMILIES.get(network.config.model_type, Family())
         self.processor: Any = load_processor(source, family.template)
         self.tokenizer = self.processor.tokenizer
         self.tokenizer.padding_side = "left"
+        self._turn_end = turn_end(self.processor)
         network.requires_grad_(False)
         if gradient_checkpointing:
             network.gradient_checkpointing_enable({"use_reentrant": False})  # the base's inputs need no gradient
         try:
-            self.pictures = Pictures(network.eval(), self.processor, family.reply_types)
+            self.pictures = Pictures(network, self.processor, family.reply_types)
+            self.head_output = learn_head_output(network)
         except ValueError as error:
             raise ValueError(f"vlm.name: {name!r} ({network.config.model_type}): {error}") from None
         if lora_rank > 0:
@@ -126,19 +129,14 @@ class VLM(nn.Module):
         ids = [self._turn_end, self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
         return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
 
-    @cached_property
-    def _turn_end(self) -> int | None:
-        """Special token with which the chat template ends a reply, if it ends it with one."""
-        said = [("user", "Say it."), ("assistant", "It.")]
-        messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
-        behind = self.processor.apply_chat_template(messages, tokenize=False).rpartition("It.")[2].strip()
-        ids = self.tokenizer(behind, add_special_tokens=False)["input_ids"]
-        return int(ids[0]) if ids and ids[0] in self.tokenizer.added_tokens_decoder else None
-
     @property
     def forbidden_ids(self) -> tuple[int, ...]:
         """Ids that a reply must never hold: of pictures, of padding, and those that the tokenizer does not know."""
-        tokens = {self.hf.config.get_text_config().pad_token_id, self.tokenizer.pad_token_id, *self.pictures.special_ids}
+        tokens = {
+            self.hf.config.get_text_config().pad_token_id,
+            self.tokenizer.pad_token_id,
+            *self.pictures.special_ids,
+        }
         names = ("image_token", "fake_image_token", "global_image_token", "boi_token", "eoi_token", "video_token")
         for name in names:
             token = getattr(self.processor, name, None) or getattr(self.tokenizer, name, None)
@@ -217,10 +215,8 @@ class VLM(nn.Module):
         return cast(Tensor, output.last_hidden_state)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits ``[..., V]`` of hidden states ``[..., D]``, soft-capped where the family does it."""
-        logits = self.hf.get_output_embeddings()(hidden)
-        cap = getattr(self.hf.config.get_text_config(), "final_logit_softcapping", None)
-        return cast(Tensor, logits if cap is None else cap * torch.tanh(logits / cap))
+        """Logits ``[..., V]`` of hidden states ``[..., D]``, scaled and soft-capped where the family does it."""
+        return self.head_output.logits(self.hf.get_output_embeddings()(hidden))
 
     @torch.no_grad()
     def generate(

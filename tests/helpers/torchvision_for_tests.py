@@ -1,7 +1,8 @@
 """Makes torchvision importable for the processors that need it.
 
 Its compiled operators fit only the build of PyTorch they were made with (CUDA or not). No processor calls one, but
-``import torchvision`` describes them to PyTorch and fails where they are missing: here they are declared without a body.
+``import torchvision`` describes them to PyTorch and fails where they are missing: here they are declared without body.
+Importing this file is enough; it comes before transformers, which looks for torchvision when it is imported.
 """
 
 import contextlib
@@ -11,6 +12,8 @@ import sys
 from pathlib import Path
 
 import torch
+
+_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
 
 FOLDER = Path(sys.prefix) / "families"
 """Where ``make setup`` puts torchvision: out of the way of everything but the tests."""
@@ -23,7 +26,7 @@ def make_importable() -> None:
     if importlib.util.find_spec("torchvision") is None:
         return
     with contextlib.suppress(RuntimeError):
-        import torchvision  # noqa: F401
+        import torchvision
 
         return
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
@@ -38,4 +41,4 @@ def make_importable() -> None:
     import torchvision  # noqa: F401
 
 
-_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
+make_importable()

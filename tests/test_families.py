@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from lightning_vlmq import VLMQ, TargetCriticEMA
 from lightning_vlmq.batches import TokenBatch, TurnEncoder
 from lightning_vlmq.features import FeatureCache
-from lightning_vlmq.policy import VLMPolicy, log_prob_differences
+from lightning_vlmq.policy import Reply, VLMPolicy, log_prob_differences
 from lightning_vlmq.turns import Observation, Turn
 from lightning_vlmq.vlm import VLM
 
@@ -182,23 +182,35 @@ def test_batched_generation_equals_one_by_one(encoder: TurnEncoder) -> None:
         assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
 
 
+def played_and_trained(encoder: TurnEncoder, **options: Any) -> tuple[list[Reply], Tensor]:
+    """Replies, and how far training's log-probabilities are from those of the rollout."""
+    turns, successors = pairs()
+    said = VLMPolicy(encoder, seed=3, **options).reply([], OBSERVATIONS)
+    replied = [
+        dataclasses.replace(t, reply=r.text, reply_ids=r.ids, tokenizer=r.tokenizer, cut=r.cut, log_probs=r.log_probs)
+        for t, r in zip(turns, said, strict=True)
+    ]
+    return said, log_prob_differences(encoder, list(zip(replied, successors, strict=True)))
+
+
 @pytest.mark.parametrize("action_prompt", ["agent", "minimum"])
 def test_log_probs_in_training_are_those_of_the_rollout(
     encoder: TurnEncoder, action_prompt: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vlm = encoder.vlm
     monkeypatch.setattr(VLM, "stop_ids", (*vlm.stop_ids, *range(100, 160)))  # random weights seldom stop
-    turns, successors = pairs()
-    said = VLMPolicy(encoder, temperature=2.0, seed=3, action_prompt=action_prompt).reply([], OBSERVATIONS)
-    replied = [
-        dataclasses.replace(t, reply=r.text, reply_ids=r.ids, tokenizer=r.tokenizer, cut=r.cut, log_probs=r.log_probs)
-        for t, r in zip(turns, said, strict=True)
-    ]
+    said, differences = played_and_trained(encoder, temperature=2.0, action_prompt=action_prompt)
     assert len({len(reply.ids) for reply in said}) > 1  # some ended before others
     assert not {token for reply in said for token in reply.ids} & set(vlm.forbidden_ids)
-    differences = log_prob_differences(encoder, list(zip(replied, successors, strict=True)))
-    assert len(differences) >= len(turns)
+    unknown = range(len(vlm.tokenizer), vlm.vocab_size)
+    assert {vlm.image_token_id, vlm.tokenizer.pad_token_id, *unknown} <= set(vlm.forbidden_ids)
+    assert len(differences) >= len(OBSERVATIONS)
     assert differences.max() <= 1e-4
+
+
+def test_log_probs_agree_in_bfloat16(folder: Path) -> None:
+    _, differences = played_and_trained(TurnEncoder(adapted(folder, dtype="bfloat16")), temperature=1.0)
+    assert differences.mean() <= 2e-2
 
 
 def test_a_reply_token_does_not_change_what_stands_before_it(vlm: VLM, batch: TokenBatch) -> None:

@@ -57,7 +57,7 @@ def paligemma() -> tuple[Any, Any]:
 
 
 def paligemma2() -> tuple[Any, Any]:
-    capped = {"final_logit_softcapping": 3.0, "attn_logit_softcapping": 5.0, "sliding_window": 16}
+    capped = {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 5.0, "sliding_window": 16}
     return _paligemma({"model_type": "gemma2", "query_pre_attn_scalar": 16, **capped})
 
 

@@ -16,6 +16,8 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --progress-bar on -c constraints.txt torch
 	$(VENV)/bin/python -m pip install --progress-bar on -c constraints.txt -e ".[dev]"
+# for the tests only and beside everything else: an installed torchvision has to fit the build of PyTorch
+	$(VENV)/bin/python -m pip install --quiet --upgrade --no-deps --target $(VENV)/families -c constraints.txt torchvision num2words docopt
 	@touch $@
 
 numberline: setup ## Train on NumberLine (CPU, minutes)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_vlmq.features import FeatureCache
+from lightning_vlmq.pictures import EncodedImage
 from lightning_vlmq.prompts import PromptMethod
 from lightning_vlmq.turns import Observation, Turn
 from lightning_vlmq.vlm import VLM
@@ -24,7 +25,7 @@ class TokenBatch(NamedTuple):
 
     Attributes:
         inputs: Model inputs of prompt + reply, padded on the right: ``input_ids``, ``attention_mask``
-            ``[B, S]``, ``image_features`` ``[sum N, D]``.
+            ``[B, S]``, ``image_features`` ``[sum N, W]``, and what the family takes beside them.
         next_inputs: The same of the next turns' prompts ``[B', S']``.
         positions: Where the hidden state that predicts reply token i stands ``[B, T]``.
         reply_ids: The reply's tokens ``[B, T]``, the last one normally a stop token; 0 where masked.
@@ -60,6 +61,14 @@ class TokenBatch(NamedTuple):
         return hidden.gather(1, self.positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
 
+class _Prompt(NamedTuple):
+    """A prompt as tokens, where in it its pictures begin, and the pictures."""
+
+    ids: list[int]
+    starts: list[int]
+    pictures: list[EncodedImage]
+
+
 class TurnEncoder:
     """Renders prompts and encodes replies with the student's own template, processor and tokenizer.
 
@@ -83,16 +92,15 @@ class TurnEncoder:
         self.features = features or FeatureCache(vlm)
         self.max_reply_tokens = max_reply_tokens
         self.tokenizer_fingerprint = vlm.tokenizer_fingerprint
-        self._placeholder: str = getattr(vlm.processor, "image_token", None) or vlm.tokenizer.image_token
         # the text of a prompt repeats (few distinct observations, many turns), its encoding need not
-        self._segments = lru_cache(maxsize=50_000)(self._encode_segments)
+        self._segments = lru_cache(maxsize=50_000)(vlm.pictures.split)
 
     # -- prompts --------------------------------------------------------------------------------------------
 
-    def prompt_ids(self, observation: Observation) -> tuple[list[int], list[Tensor]]:
-        """Ids of the prompt up to where the reply begins and the features of its pictures, in order."""
-        ids, features = self._encode_prompts([observation])
-        return ids[0], features[0]
+    def prompt_ids(self, observation: Observation) -> tuple[list[int], list[EncodedImage]]:
+        """Ids of the prompt up to where the reply begins and its pictures, in order."""
+        (prompt,) = self._encode_prompts([observation])
+        return prompt.ids, prompt.pictures
 
     def prompts(self, observations: Sequence[Observation], prefix: str = "") -> dict[str, Tensor]:
         """Left-padded inputs for generation.
@@ -101,37 +109,33 @@ class TurnEncoder:
             observations: One a row.
             prefix: Text that every reply begins with (action prompts), encoded after the prompt.
         """
-        ids, features = self._encode_prompts(observations)
         forced = self.encode_text(prefix) if prefix else []
-        return self._pad([row + forced for row in ids], features, left=True)
+        prompts = self._encode_prompts(observations)
+        return self._pad(prompts, [forced] * len(prompts), left=True)
 
-    def _encode_prompts(self, observations: Sequence[Observation]) -> tuple[list[list[int]], list[list[Tensor]]]:
+    def _encode_prompts(self, observations: Sequence[Observation]) -> list[_Prompt]:
         shown = [self.prompt.images(observation) for observation in observations]
-        encoded = iter(self.features([image for images in shown for image in images]))
-        all_ids: list[list[int]] = []
-        all_features: list[list[Tensor]] = []
-        for observation, pictures in zip(observations, shown, strict=True):
+        crowd = [len(images) > 1 for images in shown for _ in images]
+        encoded = iter(self.features([image for images in shown for image in images], crowd))
+        prompts = []
+        for observation, images in zip(observations, shown, strict=True):
             segments = self._segments(self._render(observation))
-            images = [next(encoded) for _ in pictures]
-            if len(segments) != len(images) + 1:
+            pictures = [next(encoded) for _ in images]
+            if len(segments) != len(pictures) + 1:
                 raise ValueError(
-                    f"the prompt shows {len(segments) - 1} of {len(images)} pictures; "
-                    f"check the prompt's template and text for {self._placeholder!r}"
+                    f"the prompt shows {len(segments) - 1} of {len(pictures)} pictures; "
+                    f"check the prompt's template and text for {self.vlm.pictures.placeholder!r}"
                 )
-            ids = list(segments[0])
-            for image, segment in zip(images, segments[1:], strict=True):
-                ids += [*image.ids, *segment]
-            all_ids.append(ids)
-            all_features.append([image.features for image in images])
-        return all_ids, all_features
+            prompt = _Prompt(list(segments[0]), [], pictures)
+            for picture, segment in zip(pictures, segments[1:], strict=True):
+                prompt.starts.append(len(prompt.ids))
+                prompt.ids.extend((*picture.ids, *segment))
+            prompts.append(prompt)
+        return prompts
 
     def _render(self, observation: Observation) -> str:
         messages = self.prompt.messages(observation)
         return str(self.vlm.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-
-    def _encode_segments(self, text: str) -> tuple[tuple[int, ...], ...]:
-        """Ids of the pieces between pictures; special tokens split text, so pieces can be encoded alone."""
-        return tuple(tuple(self.encode_text(piece)) for piece in text.split(self._placeholder))
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of text, nothing added."""
@@ -183,29 +187,29 @@ class TurnEncoder:
             turns: Turns with replies.
             successors: The next row of each; only its observation is read.
         """
-        ids, features = self._encode_prompts([turn.observation for turn in turns])
+        prompts = self._encode_prompts([turn.observation for turn in turns])
         replies = [self.reply_ids(turn) for turn in turns]
         longest = max(len(reply) for reply in replies)
         positions = torch.zeros(len(turns), longest, dtype=torch.long)
         reply_ids = torch.zeros(len(turns), longest, dtype=torch.long)
         mask = torch.zeros(len(turns), longest, dtype=torch.bool)
-        for row, (prompt, reply) in enumerate(zip(ids, replies, strict=True)):
+        for row, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
             steps = len(reply)
-            positions[row, :steps] = torch.arange(len(prompt) - 1, len(prompt) - 1 + steps)
+            positions[row, :steps] = torch.arange(len(prompt.ids) - 1, len(prompt.ids) - 1 + steps)
             reply_ids[row, :steps] = torch.tensor(reply)
             mask[row, :steps] = True
         # the reply's last token is predicted, never read
-        inputs = self._pad([p + r[:-1] for p, r in zip(ids, replies, strict=True)], features, left=False)
+        inputs = self._pad(prompts, [reply[:-1] for reply in replies], left=False)
         going_on = [not turn.terminated for turn in turns]
         following = [after.observation for after, more in zip(successors, going_on, strict=True) if more]
-        next_ids, next_features = self._encode_prompts(following)
+        next_prompts = self._encode_prompts(following)
         return TokenBatch(
             inputs=inputs,
-            next_inputs=self._pad(next_ids, next_features, left=False),
+            next_inputs=self._pad(next_prompts, [[]] * len(next_prompts), left=False),
             positions=positions,
             reply_ids=reply_ids,
             mask=mask,
-            next_positions=torch.tensor([len(row) - 1 for row in next_ids], dtype=torch.long),
+            next_positions=torch.tensor([len(prompt.ids) - 1 for prompt in next_prompts], dtype=torch.long),
             has_next=torch.tensor(going_on, dtype=torch.bool),
             reward=torch.tensor([turn.reward for turn in turns], dtype=torch.float32),
             terminated=torch.tensor([turn.terminated for turn in turns], dtype=torch.bool),
@@ -216,17 +220,27 @@ class TurnEncoder:
             cut=torch.tensor([turn.cut for turn in turns], dtype=torch.bool),
         )
 
-    def _pad(self, rows: list[list[int]], features: list[list[Tensor]], *, left: bool) -> dict[str, Tensor]:
+    def _pad(self, prompts: list[_Prompt], replies: list[list[int]], *, left: bool) -> dict[str, Tensor]:
+        rows = [prompt.ids + reply for prompt, reply in zip(prompts, replies, strict=True)]
         width = max((len(row) for row in rows), default=0)
-        padding = self.vlm.tokenizer.pad_token_id
-        input_ids = torch.full((len(rows), width), padding, dtype=torch.long)
-        attention_mask = torch.zeros(len(rows), width, dtype=torch.long)
-        for index, row in enumerate(rows):
-            where = slice(width - len(row), width) if left else slice(0, len(row))
-            input_ids[index, where] = torch.tensor(row)
-            attention_mask[index, where] = 1
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        flat = [f for row_features in features for f in row_features]
-        if flat:
-            inputs["image_features"] = torch.cat(flat)
+        vision = self.vlm.pictures
+        inputs = {
+            "input_ids": torch.full((len(rows), width), self.vlm.tokenizer.pad_token_id, dtype=torch.long),
+            "attention_mask": torch.zeros(len(rows), width, dtype=torch.long),
+            **{name: torch.zeros(len(rows), width, dtype=torch.long) for name in vision.beside_tokens},
+        }
+        for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+            start = width - len(row) if left else 0
+            inputs["input_ids"][index, start : start + len(row)] = torch.tensor(row)
+            inputs["attention_mask"][index, start : start + len(row)] = 1
+            for name, in_reply in vision.beside_tokens.items():
+                values = inputs[name][index, start : start + len(row)]
+                values[len(prompt.ids) :] = in_reply
+                for place, picture in zip(prompt.starts, prompt.pictures, strict=True):
+                    values[place : place + len(picture.ids)] = picture.beside[name]
+        pictures = [picture for prompt in prompts for picture in prompt.pictures]
+        if pictures:
+            inputs["image_features"] = torch.cat([picture.features for picture in pictures])
+            for name in vision.beside_pictures:
+                inputs[name] = torch.cat([picture.beside[name] for picture in pictures])
         return inputs

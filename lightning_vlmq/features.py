@@ -10,29 +10,16 @@ import sqlite3
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from PIL import Image
 from safetensors.torch import load, save
-from torch import Tensor
 
 from lightning_vlmq.files import lock
+from lightning_vlmq.pictures import EncodedImage
 from lightning_vlmq.vlm import VLM
 
-__all__ = ["EncodedImage", "FeatureCache"]
-
-
-class EncodedImage(NamedTuple):
-    """What a picture becomes in a prompt.
-
-    Attributes:
-        ids: Token ids that stand for the picture, placeholders included.
-        features: Image features ``[N, D]``, one row a placeholder.
-    """
-
-    ids: list[int]
-    features: Tensor
+__all__ = ["FeatureCache"]
 
 
 class FeatureCache:
@@ -71,31 +58,42 @@ class FeatureCache:
             except sqlite3.DatabaseError as error:
                 raise ValueError(f"{path} is damaged ({error}); delete it, its features are computed anew") from None
 
-    def __call__(self, images: Sequence[bytes]) -> list[EncodedImage]:
+    def __call__(self, images: Sequence[bytes], crowd: Sequence[bool] | None = None) -> list[EncodedImage]:
         """Encodes pictures, each distinct one at most once.
 
         Args:
             images: Pictures as PNG bytes.
+            crowd: For each whether its prompt shows several (matters in few families); ``None`` says none does.
 
         Returns:
             One entry a picture, in order.
         """
-        keys = [hashlib.sha256(self._model_key.encode() + image).hexdigest() for image in images]
+        crowded = [self.vlm.pictures.crowd_matters and many for many in crowd or [False] * len(images)]
+        keys = [self._key(image, many) for image, many in zip(images, crowded, strict=True)]
         found: dict[str, EncodedImage] = {}
-        missing: dict[str, bytes] = {}
-        for key, image in zip(keys, images, strict=True):
-            if key in found or key in missing:
+        missing: dict[bool, dict[str, bytes]] = {False: {}, True: {}}
+        for key, image, many in zip(keys, images, crowded, strict=True):
+            if key in found or key in missing[many]:
                 continue
             entry = self._lookup(key)
             if entry is None:
-                missing[key] = image
+                missing[many][key] = image
             else:
                 found[key] = entry
-        waiting = list(missing.items())
-        for start in range(0, len(waiting), self.batch_size):
-            chunk = waiting[start : start + self.batch_size]
+        for many, waiting in missing.items():
+            found |= self._encode(waiting, many)
+        return [found[key] for key in keys]
+
+    def _key(self, image: bytes, crowd: bool) -> str:
+        return hashlib.sha256(self._model_key.encode() + (b"crowd" if crowd else b"") + image).hexdigest()
+
+    def _encode(self, waiting: dict[str, bytes], crowd: bool) -> dict[str, EncodedImage]:
+        found: dict[str, EncodedImage] = {}
+        items = list(waiting.items())
+        for start in range(0, len(items), self.batch_size):
+            chunk = items[start : start + self.batch_size]
             pictures = [Image.open(io.BytesIO(image)).convert("RGB") for _, image in chunk]
-            encoded = [EncodedImage(ids, features) for ids, features in self.vlm.image_features(pictures)]
+            encoded = self.vlm.image_features(pictures, crowd=crowd)
             self.computed += len(encoded)
             for (key, _), entry in zip(chunk, encoded, strict=True):
                 found[key] = entry
@@ -103,7 +101,7 @@ class FeatureCache:
             if self._file is not None:
                 rows = [(key, _dump(entry)) for (key, _), entry in zip(chunk, encoded, strict=True)]
                 self._file.executemany("INSERT OR IGNORE INTO features VALUES (?, ?)", rows)
-        return [found[key] for key in keys]
+        return found
 
     def close(self) -> None:
         """Closes the file; further calls compute what memory does not hold."""
@@ -134,9 +132,9 @@ class FeatureCache:
 
 
 def _dump(entry: EncodedImage) -> bytes:
-    return save({"ids": torch.tensor(entry.ids), "features": entry.features.contiguous()})
+    return save({"ids": torch.tensor(entry.ids), "features": entry.features.contiguous(), **entry.beside})
 
 
 def _load(blob: bytes) -> EncodedImage:
     tensors = load(blob)
-    return EncodedImage(tensors["ids"].tolist(), tensors["features"])
+    return EncodedImage(tensors.pop("ids").tolist(), tensors.pop("features"), tensors)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
 
-__all__ = ["EMBEDDED", "adapter_targets", "fingerprint", "locate", "named_dtype"]
+__all__ = ["EMBEDDED", "adapter_targets", "fingerprint", "load_processor", "locate", "named_dtype", "turn_end"]
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """Folder of the small VLM that comes with the package; ``name="embedded"`` means this one."""
@@ -43,6 +43,36 @@ def named_dtype(name: str) -> torch.dtype:
     if not isinstance(found, torch.dtype):
         raise ValueError(f"vlm.dtype: {name!r} is no type of torch; take float32, bfloat16 or float16")
     return found
+
+
+def load_processor(source: str, template: str | None) -> Any:
+    """Processor of a model, with ``template`` as its chat template where it has none.
+
+    Pictures are resized by Pillow where the family knows how: what torchvision makes of them is not the same, and a
+    model must not see otherwise where that is installed.
+    """
+    try:
+        processor: Any = AutoProcessor.from_pretrained(source)  # type: ignore[no-untyped-call]
+        processor.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")  # type: ignore[no-untyped-call]
+    except (ImportError, ValueError) as error:
+        packages = [name for name in ("torchvision", "num2words") if name in str(error).lower()]
+        if not packages:
+            raise
+        raise ValueError(
+            f"vlm.name: the processor of {source!r} needs {' and '.join(packages)}; pip install {' '.join(packages)}"
+        ) from None
+    if template is not None and not processor.chat_template:
+        processor.chat_template = template
+    return processor
+
+
+def turn_end(processor: Any) -> int | None:
+    """Id of the special token with which the chat template ends a reply, if it ends it with one."""
+    said = [("user", "Say it."), ("assistant", "It.")]
+    messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
+    behind = processor.apply_chat_template(messages, tokenize=False).rpartition("It.")[2].strip()
+    ids = processor.tokenizer(behind, add_special_tokens=False)["input_ids"]
+    return int(ids[0]) if ids and ids[0] in processor.tokenizer.added_tokens_decoder else None
 
 
 def adapter_targets(network: Any, targets: Sequence[str] | str, layers: int | None) -> list[str]:

@@ -18,14 +18,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import (
     AutoModelForImageTextToText,
-    AutoProcessor,
     GenerationConfig,
     LogitsProcessorList,
     SuppressTokensLogitsProcessor,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from lightning_vlmq.loading import EMBEDDED, adapter_targets, fingerprint, locate, named_dtype
+from lightning_vlmq.families import FAMILIES, Family
+from lightning_vlmq.language_head import learn_head_output
+from lightning_vlmq.loading import EMBEDDED, adapter_targets, fingerprint, load_processor, locate, named_dtype, turn_end
+from lightning_vlmq.pictures import EncodedImage, Pictures
 from lightning_vlmq.sampling import RawLogProbs, Sampled, until_stop
 
 __all__ = ["EMBEDDED", "VLM"]
@@ -46,10 +47,12 @@ class VLM(nn.Module):
             update is cheaper, and what the layers below know cannot be lost.
         train_head: Also train the token embeddings and the language head (the paper freezes them).
         dtype: Type of the base weights, e.g. ``"bfloat16"``; the adapter stays float32.
+        gradient_checkpointing: Keep less of the forward pass and compute it again in the backward pass: less memory for
+            about a third more time.
 
     Raises:
-        ValueError: The model has no image input, the name is neither a folder nor reachable, or
-            ``lora_targets`` or ``lora_layers`` match nothing.
+        ValueError: The model has no image input or takes no encoded pictures, its processor lacks a package, the name
+            is neither a folder nor reachable, or ``lora_targets`` or ``lora_layers`` match nothing.
     """
 
     def __init__(
@@ -63,15 +66,25 @@ class VLM(nn.Module):
         lora_layers: int | None = None,
         train_head: bool = False,
         dtype: str = "float32",
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
         source = locate(name)
-        network = AutoModelForImageTextToText.from_pretrained(source, dtype=named_dtype(dtype))
-        self.processor: Any = AutoProcessor.from_pretrained(source)  # type: ignore[no-untyped-call]
+        network: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=named_dtype(dtype))
+        family = FAMILIES.get(network.config.model_type, Family())
+        self.processor: Any = load_processor(source, family.template)
         self.tokenizer = self.processor.tokenizer
         self.tokenizer.padding_side = "left"
+        self._turn_end = turn_end(self.processor)
         network.requires_grad_(False)
+        if gradient_checkpointing:
+            network.gradient_checkpointing_enable({"use_reentrant": False})  # the base's inputs need no gradient
+        try:
+            self.pictures = Pictures(network, self.processor, family.reply_types)
+            self.head_output = learn_head_output(network)
+        except ValueError as error:
+            raise ValueError(f"vlm.name: {name!r} ({network.config.model_type}): {error}") from None
         if lora_rank > 0:
             targets = adapter_targets(network, lora_targets, lora_layers)
             saved = ["lm_head", "embed_tokens"] if train_head else None
@@ -113,26 +126,30 @@ class VLM(nn.Module):
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end a reply; the first one is appended to replies that come as text."""
         eos = self.hf.generation_config.eos_token_id
-        ids = [self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
+        ids = [self._turn_end, self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
         return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
 
     @property
     def forbidden_ids(self) -> tuple[int, ...]:
-        """Ids that a reply must never hold: placeholders of pictures, padding, the template's special tokens."""
-        tokens = {self.hf.config.get_text_config().pad_token_id, self.tokenizer.pad_token_id, self.image_token_id}
-        tokens |= {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
+        """Ids that a reply must never hold: of pictures, padding, other special tokens, none of the tokenizer's."""
+        tokens = {
+            self.hf.config.get_text_config().pad_token_id,
+            self.tokenizer.pad_token_id,
+            *self.pictures.special_ids,
+            *(token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special),
+        }
         names = ("image_token", "fake_image_token", "global_image_token", "boi_token", "eoi_token", "video_token")
         for name in names:
             token = getattr(self.processor, name, None) or getattr(self.tokenizer, name, None)
             if isinstance(token, str):
                 tokens.add(self.tokenizer.convert_tokens_to_ids(token))
+        tokens.update(range(len(self.tokenizer), self.vocab_size))  # padded vocabularies
         return tuple(sorted(int(i) for i in tokens if i is not None and i not in self.stop_ids))
 
     @property
     def image_token_id(self) -> int:
         """Id of the placeholder that image features replace."""
-        config = self.hf.config
-        return int(getattr(config, "image_token_id", None) or config.image_token_index)
+        return self.pictures.token_id
 
     @property
     def tokenizer_fingerprint(self) -> str:
@@ -143,10 +160,12 @@ class VLM(nn.Module):
     @property
     def vision_fingerprint(self) -> str:
         """Short hash of what decides image features: weights outside of the language model and the processor."""
-        digest = hashlib.sha256(self.processor.image_processor.to_json_string().encode())
-        decoder = {id(p) for p in self.hf.get_decoder().parameters()}
+        how = type(self.processor.image_processor).__name__ + self.processor.to_json_string()
+        digest = hashlib.sha256(how.encode())
+        language = (self.hf.get_decoder(), self.hf.get_output_embeddings())
+        left_out = {id(p) for part in language for p in part.parameters()}
         for name, parameter in self.hf.named_parameters():
-            if id(parameter) not in decoder and "lm_head" not in name:
+            if id(parameter) not in left_out:
                 digest.update(name.encode())
                 digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -175,47 +194,30 @@ class VLM(nn.Module):
 
     # -- what it computes -----------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def image_features(self, images: Sequence[Any]) -> list[tuple[list[int], Tensor]]:
-        """Encodes pictures: for each the ids that stand for it in a prompt and its features ``[N, D]``.
+    def image_features(self, images: Sequence[Any], *, crowd: bool = False) -> list[EncodedImage]:
+        """Encodes pictures: for each the ids that stand for it in a prompt, its features, and what goes beside them.
 
         Args:
             images: RGB pictures (PIL).
+            crowd: As for prompts that show several pictures, where the family makes a difference.
         """
-        placeholder = getattr(self.processor, "image_token", None) or self.tokenizer.image_token
-        inputs = self.processor(
-            text=[placeholder] * len(images),
-            images=[[image] for image in images],
-            add_special_tokens=False,
-            return_tensors="pt",
-            padding=True,
-        )
-        kept = inputs["attention_mask"].bool()
-        ids = [row[keep].tolist() for row, keep in zip(inputs["input_ids"], kept, strict=True)]
-        pixels = {k: v.to(self.device) for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
         with self.inference():  # a tower's dropout would stay in the cache for good
-            output = self.hf.model.get_image_features(**pixels, return_dict=True)
-        pooled = output.pooler_output
-        flat = torch.cat([f.reshape(-1, f.shape[-1]) for f in pooled], dim=0)
-        counts = [row.count(self.image_token_id) for row in ids]
-        assert sum(counts) == flat.shape[0], f"{sum(counts)} placeholders for {flat.shape[0]} image features"
-        return [(row, f.cpu().clone()) for row, f in zip(ids, torch.split(flat, counts), strict=True)]
+            return self.pictures.encode(images, crowd=crowd)
 
     def hidden(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Hidden states ``[B, S, D]`` that the language head reads.
 
         Args:
-            inputs: ``input_ids`` and ``attention_mask`` ``[B, S]``; ``image_features`` ``[sum N, D]``, those
-                of all pictures of the batch in reading order (absent without pictures).
+            inputs: ``input_ids`` and ``attention_mask`` ``[B, S]``; ``image_features`` ``[sum N, W]``, those
+                of all pictures of the batch in reading order (absent without pictures); what the family takes beside
+                them (:class:`~lightning_vlmq.pictures.Pictures`).
         """
-        output = self.hf.model(**self._model_inputs(inputs), use_cache=False)
+        output = self.hf.base_model(**self._model_inputs(inputs), use_cache=False)
         return cast(Tensor, output.last_hidden_state)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits ``[..., V]`` of hidden states ``[..., D]``, soft-capped where the family does it."""
-        logits = self.hf.get_output_embeddings()(hidden)
-        cap = getattr(self.hf.config.get_text_config(), "final_logit_softcapping", None)
-        return cast(Tensor, logits if cap is None else cap * torch.tanh(logits / cap))
+        """Logits ``[..., V]`` of hidden states ``[..., D]``, scaled and soft-capped where the family does it."""
+        return self.head_output.logits(self.hf.get_output_embeddings()(hidden))
 
     @torch.no_grad()
     def generate(
@@ -267,8 +269,7 @@ class VLM(nn.Module):
         features = inputs.get("image_features")
         arguments: dict[str, Any] = {k: v for k, v in inputs.items() if k != "image_features"}
         if features is not None:
-            output = BaseModelOutputWithPooling(pooler_output=cast(Any, (features,)))
-            arguments["mm_encoder_outputs"] = {"image": output}
+            arguments["mm_encoder_outputs"] = {"image": self.pictures.container(features)}
         return arguments
 
     # -- the adapter ----------------------------------------------------------------------------------------

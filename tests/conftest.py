@@ -5,6 +5,9 @@ from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import torchvision_for_tests  # noqa: F401
+
+# isort: split
 import pytest
 import torch
 from transformers import AutoProcessor, Idefics3Config, Idefics3ForConditionalGeneration

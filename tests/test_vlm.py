@@ -203,7 +203,7 @@ def test_exports_load_without_us(
 ) -> None:
     inputs = encoder.prompts([pairs[0][0].observation])
     wanted = vlm.logits(_hidden(vlm, inputs))
-    pixels = AutoProcessor.from_pretrained(tiny_folder)(
+    pixels = vlm.processor(
         text=["<image>"], images=[[_picture(pairs[0][0].observation.images[0])]], return_tensors="pt"
     )
     live = {k: v for k, v in inputs.items() if k != "image_features"}

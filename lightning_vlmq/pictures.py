@@ -1,0 +1,197 @@
+"""How a VLM takes pictures: learned from its own processor and vision tower, so that one path serves all families.
+
+Families differ in the token that shows a picture in a prompt, in what the processor writes in its place, in the
+container that the language model expects features in, and in inputs beside the tokens. Nothing of it is written down
+here: a blank picture is encoded once and shows it.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+__all__ = ["EncodedImage", "Pictures"]
+
+_EVERYWHERE = ("input_ids", "attention_mask", "labels")
+_BLANK = Image.new("RGB", (64, 64), "white")
+
+
+class EncodedImage(NamedTuple):
+    """What a picture becomes in a prompt.
+
+    Attributes:
+        ids: Token ids that stand for the picture, placeholders included.
+        features: Image features ``[N, W]``, one row a placeholder; ``W`` is D, or a multiple of it where a family also
+            feeds the picture to deeper layers.
+        beside: Further inputs by name: values of each of ``ids`` ``[len(ids)]``, or of the picture ``[1, ...]``.
+    """
+
+    ids: list[int]
+    features: Tensor
+    beside: dict[str, Tensor]
+
+
+class Pictures:
+    """Pictures in the form that one VLM takes them.
+
+    Args:
+        hf: The Hugging Face model, in inference mode.
+        processor: Its processor, with a chat template.
+        reply_types: Values at reply tokens of inputs that have one a token, where they are not 0 as text's are.
+
+    Attributes:
+        placeholder: Token by which the chat template shows a picture.
+        token_id: Id of the token that image features replace.
+        special_ids: Ids of the tokens that frame and fill a picture.
+        beside_tokens: Inputs with a value a token, beside ids and mask: name to the value at reply tokens.
+        beside_pictures: Inputs with a row a picture, on which the language model's positions depend.
+        crowd_matters: Whether a picture is encoded otherwise in a prompt that shows several.
+
+    Raises:
+        ValueError: The chat template shows no picture, or the model takes no encoded ones.
+    """
+
+    def __init__(self, hf: Any, processor: Any, reply_types: Mapping[str, int]) -> None:
+        self._hf = hf
+        self._processor = processor
+        self._tokenizer = processor.tokenizer
+        taken = inspect.signature(hf.forward).parameters
+        if "mm_encoder_outputs" not in taken:
+            raise ValueError(f"{type(hf).__name__} of this version of transformers takes no encoded pictures")
+        self.token_id = int(getattr(hf.config, "image_token_id", None) or hf.config.image_token_index)
+        self.placeholder = self._find_placeholder()
+        ends = (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id)
+        self._added = frozenset(self._tokenizer.added_tokens_decoder).difference(ends) | {self.token_id}
+
+        blank = self._process([_BLANK])
+        ids = blank["input_ids"][0].tolist()
+        start, stop = self._span(ids)
+        self.special_ids = frozenset(ids[start:stop]) & self._added
+        self._frame = self._around(ids)
+        typed = [k for k, v in blank.items() if k in taken and v.shape == blank["input_ids"].shape]
+        self.beside_tokens = {k: reply_types.get(k, 0) for k in typed if k not in _EVERYWHERE}
+        positions = getattr(hf.base_model, "get_rope_index", None)
+        placed = [] if positions is None else inspect.signature(positions).parameters
+        self.beside_pictures = [k for k in blank if k in placed and k not in typed]
+
+        in_two = self._process([_BLANK], 2)["input_ids"][0].tolist()
+        self.crowd_matters = in_two.count(self.token_id) != 2 * ids.count(self.token_id)
+
+        output = self._features(blank)
+        self._kind: Any = type(output)
+        self._is_tensor = isinstance(output.pooler_output, Tensor)
+        self._deeper = len(getattr(output, "deepstack_features", None) or ())
+
+    def _find_placeholder(self) -> str:
+        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": ""}]}]
+        text = self._processor.apply_chat_template(messages, tokenize=False)
+        for name in ("image_token", "boi_token"):
+            for owner in (self._processor, self._tokenizer):
+                token = getattr(owner, name, None)
+                if isinstance(token, str) and token in text:
+                    return token
+        raise ValueError(f"the chat template shows no picture (it gives {text[:80]!r}); correct its template")
+
+    # -- in a prompt ----------------------------------------------------------------------------------------
+
+    def split(self, prompt: str) -> list[list[int]]:
+        """Ids of the text before, between and behind the pictures of a rendered prompt.
+
+        One token stands for each picture while the whole is encoded: what a tokenizer does at the beginning of a text
+        or beside a special token it then does as it would around the picture itself.
+        """
+        before, after = self._frame
+        token = self._tokenizer.convert_ids_to_tokens(self.token_id)
+        text = prompt.replace(self.placeholder, f"{before}{token}{after}")
+        bos = self._tokenizer.bos_token
+        # as processors do it: a template that writes the token of the beginning itself gets no second one
+        ids = self._tokenizer(text, add_special_tokens=bos is None or not text.startswith(bos))["input_ids"]
+        pieces: list[list[int]] = [[]]
+        for token in ids:
+            if token == self.token_id:
+                pieces.append([])
+            else:
+                pieces[-1].append(token)
+        return pieces
+
+    # -- encoded --------------------------------------------------------------------------------------------
+
+    def encode(self, images: Sequence[Any], *, crowd: bool = False) -> list[EncodedImage]:
+        """Encodes RGB pictures (PIL) with the vision tower.
+
+        Args:
+            images: The pictures.
+            crowd: As for prompts that show several, where that matters.
+
+        Raises:
+            ValueError: The processor writes other text around some picture than around others.
+        """
+        copies = 2 if crowd and self.crowd_matters else 1
+        inputs = self._process(images, copies)
+        kept = inputs["attention_mask"].bool()
+        rows = [row[keep].tolist() for row, keep in zip(inputs["input_ids"], kept, strict=True)]
+        flat = _rows(self._features(inputs))
+        counts = [row.count(self.token_id) // copies for row in rows for _ in range(copies)]
+        assert sum(counts) == flat.shape[0], f"{sum(counts)} placeholders for {flat.shape[0]} image features"
+        encoded = []
+        for index, features in enumerate(torch.split(flat, counts)[::copies]):
+            if (frame := self._around(rows[index])) != self._frame:
+                raise ValueError(
+                    f"the processor writes {frame} around a picture of {images[index].size} and {self._frame} around a "
+                    f"blank one; switch off its cropping (do_pan_and_scan)"
+                )
+            start, stop = self._span(rows[index])
+            span = slice(start, start + (stop - start) // copies)
+            beside = {name: inputs[name][index][kept[index]][span].clone() for name in self.beside_tokens}
+            row = index * copies
+            beside |= {name: inputs[name][row : row + 1].clone() for name in self.beside_pictures}
+            encoded.append(EncodedImage(rows[index][span], features.cpu().clone(), beside))
+        return encoded
+
+    def container(self, features: Tensor) -> Any:
+        """Features ``[sum N, W]`` of all pictures of a batch as the family's own output of its vision tower."""
+        first, *others = features.chunk(1 + self._deeper, dim=-1)
+        output = self._kind(pooler_output=first.unsqueeze(0) if self._is_tensor else (first,))
+        if others:
+            output.deepstack_features = [[layer] for layer in others]
+        return output
+
+    # -- what the processor and the tower give --------------------------------------------------------------
+
+    def _around(self, ids: list[int]) -> tuple[str, str]:
+        """Ordinary text around a picture, which melts into the prompt's: it must be encoded with it."""
+        start, stop = self._span(ids)
+        before, after = ids[:start], ids[stop:]
+        if self._tokenizer.bos_token_id in (*before, *after):  # the frame of a whole prompt, which is the template's
+            return "", ""
+        return self._tokenizer.decode(before), self._tokenizer.decode(after)
+
+    def _span(self, ids: list[int]) -> tuple[int, int]:
+        special = [place for place, token in enumerate(ids) if token in self._added]
+        return special[0], special[-1] + 1
+
+    def _process(self, images: Sequence[Any], copies: int = 1) -> Any:
+        return self._processor(
+            text=[self.placeholder * copies] * len(images),
+            images=[[image] * copies for image in images],
+            add_special_tokens=False,
+            return_tensors="pt",
+            padding=True,
+        )
+
+    @torch.no_grad()
+    def _features(self, inputs: Any) -> Any:
+        encode = self._hf.base_model.get_image_features
+        taken = inspect.signature(encode).parameters
+        arguments = {k: v.to(self._hf.device) for k, v in inputs.items() if k in taken}
+        arguments["pixel_values"] = arguments["pixel_values"].to(self._hf.dtype)
+        return encode(**arguments, return_dict=True)
+
+
+def _rows(output: Any) -> Tensor:
+    """Features of all pictures, one row a placeholder, those for deeper layers beside them ``[sum N, W]``."""
+    layers = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
+    return torch.cat([torch.cat([f.reshape(-1, f.shape[-1]) for f in layer]) for layer in layers], dim=-1)

@@ -1,0 +1,319 @@
+"""One path serves every family: each check runs on a tiny random model of each."""
+
+import dataclasses
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import peft
+import pytest
+import torch
+from PIL import Image
+from tiny_families import FAMILIES, LAYERS, D, build
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from lightning_vlmq import VLMQ, TargetCriticEMA
+from lightning_vlmq.batches import TokenBatch, TurnEncoder
+from lightning_vlmq.features import FeatureCache
+from lightning_vlmq.policy import Reply, VLMPolicy, log_prob_differences
+from lightning_vlmq.turns import Observation, Turn
+from lightning_vlmq.vlm import VLM
+
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+
+
+def png(width: int, height: int) -> bytes:
+    noise = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    return file.getvalue()
+
+
+SMALL, SQUARE, WIDE, HIGH = png(24, 20), png(64, 64), png(90, 40), png(40, 100)
+SHOWN = {"one": (SQUARE,), "wide": (WIDE,), "small": (SMALL,), "several": (HIGH, SQUARE, WIDE), "none": ()}
+OBSERVATIONS = [
+    Observation(text="\n" * index + f"Current is {index}.", images=images, objective="Make Current equal to Target.")
+    for index, images in enumerate(SHOWN.values())
+]
+REPLIES = ["[action] +", "[action] -", "[action] up and down", "+", "no"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def name(request: pytest.FixtureRequest) -> str:
+    if FAMILIES[request.param].torchvision:
+        pytest.importorskip("torchvision", reason="this family's processor needs it")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(FAMILIES[name], tmp_path_factory.mktemp(name))
+
+
+def adapted(folder: Path, **options: Any) -> VLM:
+    """The family's VLM with an adapter that matters."""
+    torch.manual_seed(1)
+    vlm = VLM(str(folder), **{"lora_rank": 2, "lora_alpha": 4, **options})
+    for parameter_name, parameter in vlm.named_parameters():
+        if "lora_B" in parameter_name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return vlm
+
+
+@pytest.fixture(scope="module")
+def vlm(folder: Path) -> VLM:
+    return adapted(folder)
+
+
+@pytest.fixture(scope="module")
+def encoder(vlm: VLM) -> TurnEncoder:
+    return TurnEncoder(vlm)
+
+
+@pytest.fixture(scope="module")
+def batch(encoder: TurnEncoder) -> TokenBatch:
+    return encoder.batch(*pairs())
+
+
+def pairs() -> tuple[list[Turn], list[Turn]]:
+    turns = [
+        Turn("env", "e", index, observation, reply=reply, reward=float(index))
+        for index, (observation, reply) in enumerate(zip(OBSERVATIONS, REPLIES, strict=True))
+    ]
+    return turns, [Turn("env", "e", 9, observation) for observation in reversed(OBSERVATIONS)]
+
+
+def live(encoder: TurnEncoder, observation: Observation) -> dict[str, Tensor]:
+    """What the family's own processor makes of a prompt and its pictures."""
+    processor = encoder.vlm.processor
+    pictures = [Image.open(io.BytesIO(image)) for image in observation.images]
+    if "PaliGemma" in type(processor).__name__:  # writes the prompt's frame by itself
+        text = "<image>" * len(pictures) + encoder.prompt.text(observation)
+        inputs = processor(text=[text], images=[pictures], return_tensors="pt")
+    else:
+        content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
+        content.append({"type": "text", "text": encoder.prompt.text(observation)})
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+    return {key: value for key, value in inputs.items() if key not in ("labels", "num_patches")}
+
+
+def with_reply(inputs: dict[str, Tensor], ids: list[int], reply_type: int) -> dict[str, Tensor]:
+    values = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+    for key in ("token_type_ids", "mm_token_type_ids"):
+        if key in inputs:
+            values[key] = torch.full((1, len(ids)), reply_type)
+    return inputs | {key: torch.cat([inputs[key], value], dim=1) for key, value in values.items()}
+
+
+@torch.no_grad()
+def hidden(vlm: VLM, inputs: dict[str, Tensor]) -> Tensor:
+    return vlm.hidden(inputs)
+
+
+def test_prompts_and_replies_are_read_as_the_model_itself_does(
+    name: str, encoder: TurnEncoder, batch: TokenBatch
+) -> None:
+    vlm = encoder.vlm
+    logits = vlm.logits(batch.predicting(hidden(vlm, batch.inputs)))
+    states = hidden(vlm, batch.inputs)
+    for row, observation in enumerate(OBSERVATIONS):
+        if not observation.images and not FAMILIES[name].shows_none:
+            continue
+        ids, _ = encoder.prompt_ids(observation)
+        own = live(encoder, observation)
+        assert own["input_ids"].tolist() == [ids], list(SHOWN)[row]
+        reply = batch.reply_ids[row, batch.mask[row]].tolist()
+        whole = with_reply(own, reply[:-1], reply_type=1 if "paligemma" in name else 0)
+        with torch.no_grad():
+            wanted = vlm.hf.model(**whole).last_hidden_state[0]
+            wanted_logits = vlm.hf(**whole).logits[0, len(ids) - 1 :]
+        torch.testing.assert_close(states[row, : len(wanted)], wanted, **CLOSE)
+        torch.testing.assert_close(logits[row, : len(reply)], wanted_logits.detach(), **CLOSE)
+
+
+def test_cached_features_are_those_of_a_picture_alone(vlm: VLM, tmp_path: Path) -> None:
+    images = [SQUARE, WIDE, SMALL, HIGH]
+    FeatureCache(vlm, tmp_path / "f.sqlite")(images)  # all sizes at once
+    cached = FeatureCache(vlm, tmp_path / "f.sqlite")
+    for image, entry in zip(images, cached(images), strict=True):
+        (alone,) = vlm.image_features([Image.open(io.BytesIO(image)).convert("RGB")])
+        assert entry.ids == alone.ids
+        assert entry.ids.count(vlm.image_token_id) == len(entry.features)
+        torch.testing.assert_close(entry.features, alone.features, atol=1e-5, rtol=1e-5)
+        assert entry.beside.keys() == alone.beside.keys()
+        assert all(torch.equal(entry.beside[key], value) for key, value in alone.beside.items())
+    assert cached.computed == 0
+
+
+def test_rows_do_not_depend_on_padding_or_neighbours(encoder: TurnEncoder, batch: TokenBatch) -> None:
+    together = batch.predicting(hidden(encoder.vlm, batch.inputs))
+    following = hidden(encoder.vlm, batch.next_inputs)
+    turns, successors = pairs()
+    for row in range(len(turns)):
+        alone = encoder.batch(turns[row : row + 1], successors[row : row + 1])
+        count = int(alone.mask.sum())
+        own = alone.predicting(hidden(encoder.vlm, alone.inputs))[0]
+        torch.testing.assert_close(together[row, :count], own, **CLOSE)
+        end = int(alone.next_positions)
+        own = hidden(encoder.vlm, alone.next_inputs)[0, end]
+        torch.testing.assert_close(following[row, end], own, **CLOSE)
+
+
+def test_batched_generation_equals_one_by_one(encoder: TurnEncoder) -> None:
+    vlm = encoder.vlm
+    assert len({len(encoder.prompt_ids(o)[0]) for o in OBSERVATIONS}) > 1, "prompts of one length need no padding"
+    together = vlm.generate(encoder.prompts(OBSERVATIONS), max_new_tokens=6)
+    # the one without a picture last: nothing of the others may be left
+    alone = [vlm.generate(encoder.prompts([o]), max_new_tokens=6)[0] for o in OBSERVATIONS]
+    assert [each.ids for each in together] == [each.ids for each in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
+
+
+def played_and_trained(encoder: TurnEncoder, **options: Any) -> tuple[list[Reply], Tensor]:
+    """Replies, and how far training's log-probabilities are from those of the rollout."""
+    turns, successors = pairs()
+    said = VLMPolicy(encoder, seed=3, **options).reply([], OBSERVATIONS)
+    replied = [
+        dataclasses.replace(t, reply=r.text, reply_ids=r.ids, tokenizer=r.tokenizer, cut=r.cut, log_probs=r.log_probs)
+        for t, r in zip(turns, said, strict=True)
+    ]
+    return said, log_prob_differences(encoder, list(zip(replied, successors, strict=True)))
+
+
+@pytest.mark.parametrize("action_prompt", ["agent", "minimum"])
+def test_log_probs_in_training_are_those_of_the_rollout(
+    encoder: TurnEncoder, action_prompt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = encoder.vlm
+    monkeypatch.setattr(VLM, "stop_ids", (*vlm.stop_ids, *range(100, 160)))  # random weights seldom stop
+    said, differences = played_and_trained(encoder, temperature=2.0, action_prompt=action_prompt)
+    assert len({len(reply.ids) for reply in said}) > 1  # some ended before others
+    assert not {token for reply in said for token in reply.ids} & set(vlm.forbidden_ids)
+    unknown = range(len(vlm.tokenizer), vlm.vocab_size)
+    assert {vlm.image_token_id, vlm.tokenizer.pad_token_id, *unknown} <= set(vlm.forbidden_ids)
+    assert len(differences) >= len(OBSERVATIONS)
+    assert differences.max() <= 1e-4
+
+
+def test_log_probs_agree_in_bfloat16(folder: Path) -> None:
+    _, differences = played_and_trained(TurnEncoder(adapted(folder, dtype="bfloat16")), temperature=1.0)
+    assert differences.mean() <= 2e-2
+
+
+def test_a_reply_token_does_not_change_what_stands_before_it(vlm: VLM, batch: TokenBatch) -> None:
+    before = hidden(vlm, batch.inputs)
+    for token in range(int(batch.mask.sum(1).max()) - 1):
+        changed = {key: value.clone() for key, value in batch.inputs.items()}
+        rows = [row for row in range(len(batch.mask)) if token < batch.mask[row].sum() - 1]
+        for row in rows:
+            place = int(batch.positions[row, token]) + 1
+            changed["input_ids"][row, place] = 40 + (int(changed["input_ids"][row, place]) + 7) % 200
+        after = hidden(vlm, changed)
+        for row in rows:
+            place = int(batch.positions[row, token]) + 1
+            torch.testing.assert_close(before[row, :place], after[row, :place], atol=1e-6, rtol=1e-6)
+            assert not torch.allclose(before[row, place], after[row, place], atol=1e-3)
+
+
+def test_the_adapter_is_on_every_linear_layer_of_the_language_model(name: str, vlm: VLM) -> None:
+    names = vlm.trainable_names()
+    assert len(names) == 2 * FAMILIES[name].targets
+    assert not [n for n in names if any(part in n for part in ("vision", "visual", "projector", "connector", "merger"))]
+    # rank 2: 2 (in + out) each; attention q, o 32 x 32 and k, v 32 x 16; MLP 3 of 32 x 48
+    attention, mlp = 2 * (64 + 64 + 48 + 48), 2 * 3 * 80
+    convolution = 2 * ((D + 3 * D) + 2 * D)  # of LFM2, in the place of one attention
+    wanted = LAYERS * (attention + mlp) - (attention - convolution if name == "lfm2_vl" else 0)
+    assert sum(p.numel() for p in vlm.parameters() if p.requires_grad) == wanted
+
+
+def test_checkpointed_gradients_are_the_same(folder: Path, vlm: VLM, batch: TokenBatch) -> None:
+    gradients = []
+    for model in (adapted(folder), adapted(folder, gradient_checkpointing=True)):
+        model.train()
+        logits = model.logits(batch.predicting(model.hidden(batch.inputs)))
+        logits.log_softmax(-1)[batch.mask].square().mean().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    plain, checkpointed = gradients
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in plain.values())
+    torch.testing.assert_close(checkpointed, plain, atol=1e-6, rtol=1e-5)
+
+
+def fit(module: VLMQ, batch: TokenBatch, steps: int, checkpoint: Path | None = None) -> L.Trainer:
+    trainer = L.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[TargetCriticEMA()],
+    )
+    trainer.fit(module, DataLoader([batch] * steps, batch_size=None), ckpt_path=checkpoint, weights_only=True)
+    return trainer
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_save_resume_export_reload(folder: Path, encoder: TurnEncoder, batch: TokenBatch, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"threshold": 0.0, "lr": 1e-2, "critic_width": 16, "warmup_steps": 1}
+    uninterrupted = VLMQ(adapted(folder), **options)
+    fit(uninterrupted, batch, 3)
+    fit(VLMQ(adapted(folder), **options), batch, 2).save_checkpoint(tmp_path / "2.ckpt")
+    resumed = VLMQ(VLM(str(folder), lora_rank=2, lora_alpha=4), **options)
+    fit(resumed, batch, 3, tmp_path / "2.ckpt")
+    wanted = uninterrupted.state_dict()
+    trained = [key for key in wanted if "lora_" in key or key.startswith("critic")]
+    assert trained
+    for key in trained:
+        assert torch.equal(resumed.state_dict()[key], wanted[key]), key
+
+    vlm = resumed.vlm.eval()
+    own = live(encoder, OBSERVATIONS[0])
+    with torch.no_grad():
+        wanted_logits = vlm.hf(**own).logits
+    vlm.export(tmp_path / "merged", merged=True)
+    vlm.export(tmp_path / "adapter", merged=False)
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
+    base = AutoModelForImageTextToText.from_pretrained(folder)
+    with torch.no_grad():
+        untrained = base(**own).logits
+        adapter = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+        assert not torch.allclose(untrained, wanted_logits, atol=1e-3)
+        torch.testing.assert_close(merged(**own).logits, wanted_logits, **CLOSE)
+        torch.testing.assert_close(adapter(**own).logits, wanted_logits, **CLOSE)
+    again = TurnEncoder(VLM(str(tmp_path / "merged"), lora_rank=0))
+    AutoProcessor.from_pretrained(tmp_path / "merged")
+    inputs = again.prompts(OBSERVATIONS[:1])
+    torch.testing.assert_close(again.vlm.logits(hidden(again.vlm, inputs)), wanted_logits, **CLOSE)
+
+
+def test_a_missing_package_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision", reason="makes the processors that need it")
+    names = [name for name, family in FAMILIES.items() if family.torchvision]
+    for name in names:
+        build(FAMILIES[name], tmp_path / name)
+    code = (
+        "import sys; sys.modules['torchvision'] = None\n"
+        "from lightning_vlmq.vlm import VLM\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: VLM(name)\n"
+        "    except ValueError as error: print(error)"
+    )
+    command = [sys.executable, "-c", code, *(str(tmp_path / name) for name in names)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.splitlines() == [
+        f"vlm.name: the processor of {str(tmp_path / name)!r} needs torchvision; pip install torchvision"
+        for name in names
+    ]

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -136,7 +137,7 @@ class VLM(nn.Module):
             self.hf.config.get_text_config().pad_token_id,
             self.tokenizer.pad_token_id,
             *self.pictures.special_ids,
-            *(token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special),
+            *(token for token, added in self.tokenizer.added_tokens_decoder.items() if _is_control(added)),
         }
         names = ("image_token", "fake_image_token", "global_image_token", "boi_token", "eoi_token", "video_token")
         for name in names:
@@ -305,3 +306,8 @@ class VLM(nn.Module):
         else:
             self.network.save_pretrained(str(folder))
         self.processor.save_pretrained(folder)
+
+
+def _is_control(added: Any) -> bool:
+    """Whether an added token is no text; bytes are, though some tokenizers call them special."""
+    return bool(added.special) and re.fullmatch("<0x[0-9A-Fa-f]{2}>", str(added)) is None

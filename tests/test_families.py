@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightning_vlmq import VLMQ, TargetCriticEMA
+from lightning_vlmq.agreement import _differences
 from lightning_vlmq.batches import TokenBatch, TurnEncoder
 from lightning_vlmq.features import FeatureCache
-from lightning_vlmq.policy import Reply, VLMPolicy, log_prob_differences
+from lightning_vlmq.policy import Reply, VLMPolicy
 from lightning_vlmq.turns import Observation, Turn
 from lightning_vlmq.vlm import VLM
 
@@ -190,7 +191,7 @@ def played_and_trained(encoder: TurnEncoder, **options: Any) -> tuple[list[Reply
         dataclasses.replace(t, reply=r.text, reply_ids=r.ids, tokenizer=r.tokenizer, cut=r.cut, log_probs=r.log_probs)
         for t, r in zip(turns, said, strict=True)
     ]
-    return said, log_prob_differences(encoder, list(zip(replied, successors, strict=True)))
+    return said, _differences(encoder, list(zip(replied, replied, successors, strict=True)))
 
 
 @pytest.mark.parametrize("action_prompt", ["agent", "minimum"])

@@ -6,13 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from lightning_vlmq import VLM, AgentEnv, Demonstrations, RandomZoomOut, TurnEncoder, TurnStore, collect
+from lightning_vlmq import VLM, VLMQ, AgentEnv, Demonstrations, RandomZoomOut, TurnEncoder, TurnStore, collect
 from lightning_vlmq.envs import NumberLine
 from lightning_vlmq.policy import ExpertPolicy, RandomPolicy
 from lightning_vlmq.relabelling import relabel
 from lightning_vlmq.rollout import play
-from lightning_vlmq.turns import Episode, Turn
+from lightning_vlmq.turns import Episode, Observation, Turn
 
 
 def _attach(data: Demonstrations, vlm: VLM) -> Demonstrations:
@@ -217,3 +218,27 @@ def test_turns_that_no_loss_may_use_are_not_even_encoded(vlm: VLM, env: AgentEnv
     data = _attach(Demonstrations(str(tmp_path), turns=0, batch_size=64, holdout=0.0, seed=0), vlm)
     assert 0 < len(data.training_rows) < len(data.store.samples)
     assert next(data._training_batches()).mask.any()
+
+
+def test_instructions_without_reward_train_beside_played_turns(vlm: VLM, env: AgentEnv, tmp_path: Path) -> None:
+    """One folder holds both: the critic learns from played turns alone, instructions are imitated whatever it says."""
+    answer = Turn("instructions", "i-0", 0, Observation(objective="Greet."), reply="hello", td=False, truncated=True)
+    after = Turn("instructions", "i-0", 1, Observation(objective="Greet."))
+    with TurnStore(tmp_path) as store:
+        for episode in play(env, [RandomPolicy()], range(8)):
+            store.append(episode)
+        for number in range(20):
+            rows = (dataclasses.replace(row, episode=f"i-{number}") for row in (answer, after))
+            store.append(Episode(tuple(rows)))
+    data = _attach(Demonstrations(str(tmp_path), batch_size=32, holdout=0.0, seed=0), vlm)
+    batch = next(data._training_batches())
+    told = ~batch.td
+    assert told.any()
+    assert batch.td.any()
+    module = VLMQ(vlm, threshold=1e9)  # nothing that is judged passes
+    verdict = module.judge(batch).critic
+    assert verdict is not None
+    assert (verdict.weight[told][batch.mask[told]] == 1).all()  # type: ignore[index]
+    assert (verdict.weight[~told] == 0).all()  # type: ignore[index]
+    other = batch._replace(reward=torch.where(told, 50.0, batch.reward))
+    assert module.losses(other)[1]["loss/critic"] == module.losses(batch)[1]["loss/critic"]

@@ -68,9 +68,9 @@ class VLMQ(AgentModule):
         critic_width: Hidden units of the critic.
         critic_inputs: ``"standardised"`` scales each dimension of the hidden states by running statistics (ours);
             ``"raw"`` hands them over as they are (the paper).
-        critic_states: Whose hidden states the critic reads: ``"adapted"`` those of the language head, which then learn
-            from the critic's loss, too (the paper); ``"detached"`` the same without that; ``"base"`` those of the
-            frozen base: they stand still, for the price of a second forward pass.
+        critic_states: Whose hidden states the critic reads: ``"base"`` those of the frozen base, which stand still, for
+            the price of a second forward pass; ``"adapted"`` those of the language head, which then learn from the
+            critic's loss, too (the paper); ``"detached"`` the same without that.
         gamma: Discount from a turn's last token to the next turn.
         in_turn_discount: Discount per token inside a turn; ``null`` takes gamma.
         trace: lambda of the tree backup inside a turn; 0 is the paper's one-step target.
@@ -109,7 +109,7 @@ class VLMQ(AgentModule):
         critic: Literal["mlp", "embeddings"] = "mlp",
         critic_width: int = 400,
         critic_inputs: Literal["standardised", "raw"] = "standardised",
-        critic_states: Literal["adapted", "detached", "base"] = "adapted",
+        critic_states: Literal["adapted", "detached", "base"] = "base",
         gamma: float = 0.995,
         in_turn_discount: float | None = None,
         trace: float = 1.0,

@@ -2,8 +2,8 @@
 
     python -m benchmarks.grid configs/numberline.yaml --seeds 1 2 3 --folder runs/grid --parallel 2
 
-The critic of its eight cells reads the language head's hidden states (the paper); beside them stand runs in which one
-other option of the critic is changed, this one among them. Everything behind ``--`` goes to ``vlmq fit``. A run whose
+The critic of its eight cells reads the language head's hidden states, standardised; beside them stand runs in which one
+of these two options is changed. Everything behind ``--`` goes to ``vlmq fit``. A run whose
 ``results.json`` stands already is not repeated. All cells of a seed train on the same demonstrations. The table holds,
 for each cell, the mean and the worst seed of what matters: goal reached greedily, at temperature .4 and 1, syntax
 accuracy at 1, goal reached on unseen font sizes and places, and start pairs solved greedily by the shortest way.
@@ -25,7 +25,8 @@ from scripts.seeds import run_one, split_arguments
 TRACES = (0.0, 1.0)
 SUPPORTS = {"full": None, "nucleus": 8}
 CRITICS = ("mlp", "embeddings")
-# Each changes one option of the configuration with adapted states.
+# Each changes one of these.
+COMMON = {"critic_states": "adapted", "critic_inputs": "standardised"}
 BESIDE = {
     "critic_inputs": ("raw",),
     "critic_states": ("detached", "base"),
@@ -71,15 +72,14 @@ def main() -> None:
 
 def _cells() -> dict[str, list[str]]:
     """Arguments of ``vlmq fit`` by a cell's name, which is its folder's, too."""
+    options: dict[str, Any]
     cells = {}
     for trace, support, critic in itertools.product(TRACES, SUPPORTS, CRITICS):
-        options = {"trace": trace, "top_k": json.dumps(SUPPORTS[support]), "critic": critic, "critic_states": "adapted"}
+        options = COMMON | {"trace": trace, "top_k": json.dumps(SUPPORTS[support]), "critic": critic}
         cells[f"trace{trace:g}-{support}-{critic}"] = [f"--model.{key}={value}" for key, value in options.items()]
     for key, values in BESIDE.items():
-        options = {"critic_states": "adapted"}
-        cells |= {
-            f"{key}-{value}": [f"--model.{k}={v}" for k, v in (options | {key: value}).items()] for value in values
-        }
+        for value in values:
+            cells[f"{key}-{value}"] = [f"--model.{k}={v}" for k, v in (COMMON | {key: value}).items()]
     return cells
 
 

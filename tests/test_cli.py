@@ -1,7 +1,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -206,7 +205,8 @@ def test_blackjack_is_fitted_and_scored_exactly(tiny_folder: Path, tmp_path: Pat
 def test_an_environment_s_own_error_is_shown_whole(
     tmp_path: Path, small_config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the helpers' folder is in it
+    tests = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tests / "helpers"), str(tests.parent)]))
     config = yaml.safe_load(small_config.read_text())
     config["data"]["init_args"]["environment"]["init_args"]["env"] = {"class_path": "flaky_env.Picky"}
     path = tmp_path / "picky.yaml"

@@ -261,7 +261,10 @@ def test_nothing_is_left_of_a_killed_trainer(tmp_path: Path, how: signal.Signals
     script = tmp_path / "trainer.py"  # without a main guard, it would begin anew in every worker
     script.write_text(f"if __name__ == '__main__':\n{_indented(_TRAINER.format(folder=str(pids), what=what))}")
     trainer = subprocess.Popen(
-        [sys.executable, str(script)], cwd=root, env=os.environ | {"PYTHONPATH": f"{root}:{root}/tests/helpers"}
+        [sys.executable, str(script)],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": f"{root}:{root}/tests/helpers"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
     assert _until(lambda: any(pids.iterdir()))
     found = [int(pid) for pid in next(pids.iterdir()).name.split("-")]

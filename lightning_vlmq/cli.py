@@ -167,15 +167,8 @@ class VLMQCLI(LightningCLI):
             config["ckpt_path"] = None
         elif config.get("ckpt_path"):
             config["ckpt_path"] = _checkpoint(folder, config["ckpt_path"])
-        elif (
-            self.subcommand == "fit"
-            and getattr(rank_zero_only, "rank", 0) == 0
-            and (aside := _set_curves_aside(Path(folder)))
-        ):
-            print(
-                f"{folder} holds an earlier run: its curves are in {aside} now, its checkpoints will be replaced "
-                f"(to resume it: --ckpt_path last)"
-            )
+        if self.subcommand == "fit" and not config["ckpt_path"] and getattr(rank_zero_only, "rank", 0) == 0:
+            _make_way(Path(folder))
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Logs to TensorBoard in the run's folder, and saves atomically, unless the configuration says otherwise."""
@@ -199,16 +192,19 @@ class _SaveConfigOfFit(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
-def _set_curves_aside(folder: Path) -> Path | None:
-    """Moves an earlier run's TensorBoard files to a run of their own, lest curves overlay; returns where to."""
-    curves = list(folder.glob("events.out.tfevents.*"))
-    if not curves:
-        return None
-    aside = next(path for n in itertools.count(1) if not (path := folder / "earlier" / str(n)).exists())
-    aside.mkdir(parents=True)
-    for path in curves:
-        path.rename(aside / path.name)
-    return aside
+def _make_way(folder: Path) -> None:
+    """Moves an earlier run's curves to a run of their own, lest they overlay, and says what becomes of it."""
+    said = []
+    if curves := list(folder.glob("events.out.tfevents.*")):
+        aside = next(path for n in itertools.count(1) if not (path := folder / "earlier" / str(n)).exists())
+        aside.mkdir(parents=True)
+        for path in curves:
+            path.rename(aside / path.name)
+        said.append(f"its curves are in {aside} now")
+    if any(Path(folder, "checkpoints").glob("*.ckpt")):
+        said.append("its checkpoints will be replaced (to resume it: --ckpt_path last)")
+    if said:
+        print(f"{folder} holds an earlier run: {', '.join(said)}")
 
 
 def _checkpoint(folder: str, which: str) -> str:

@@ -107,6 +107,7 @@ def test_a_fit_into_the_folder_of_an_earlier_one_says_so(run: Path, small_config
     done = vlmq("fit", f"--config={small_config}", f"--folder={run}", *SMALL)
     assert done.returncode == 0, done.stderr
     assert f"{run} holds an earlier run: its curves are in {run / 'earlier' / '1'} now" in done.stdout
+    assert "its checkpoints will be replaced (to resume it: --ckpt_path last)" in done.stdout
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run))  # of this fit only

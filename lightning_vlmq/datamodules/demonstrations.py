@@ -234,13 +234,16 @@ class Demonstrations(L.LightningDataModule):
         return TurnEncoder(vlm, self.prompt, features=features, max_reply_tokens=self.max_reply_tokens)
 
     def _check_replies(self, rows: Rows) -> None:
-        """Encodes every distinct reply once: one that does not fit is named before the fit."""
-        columns = self.store.columns(["reply", "tokenizer", "cut"])
-        kinds = zip(*(columns[name][rows].tolist() for name in columns), strict=True)
-        first: dict[tuple[Any, ...], int] = {}
-        for kind, row in zip(kinds, rows.tolist(), strict=True):
-            first.setdefault(kind, row)
-        for row in first.values():
+        """Encodes every distinct reply as text once, and looks at the longest one in our tokens: before the fit."""
+        columns = self.store.columns(["reply", "tokenizer", "cut", "reply_ids"])
+        reply, tokenizer, cut, ids = (column[rows] for column in columns.values())
+        lengths = np.array([len(each) for each in ids], dtype=np.int64)
+        ours = (tokenizer == self.encoder.tokenizer_fingerprint) & (lengths > 0)
+        texts = list(zip(reply[~ours].tolist(), cut[~ours].tolist(), rows[~ours].tolist(), strict=True))
+        looked_at = list({(text, is_cut): row for text, is_cut, row in reversed(texts)}.values())
+        if ours.any():
+            looked_at.append(int(rows[ours][lengths[ours].argmax()]))
+        for row in looked_at:
             try:
                 self.encoder.reply_ids(self.store[row])
             except ValueError as error:

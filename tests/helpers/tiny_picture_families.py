@@ -3,7 +3,7 @@
 from typing import Any
 
 import transformers as hf
-from tiny_tokenizers import CHATML, HEADS_OF_16, SIGLIP, TEXT, D, byte_level, ends, sentence_piece
+from tiny_tokenizers import CHATML, HEADS_OF_16, SIGLIP, TEXT, TOWER, D, byte_level, ends, sentence_piece
 
 IDEFICS = {
     "image_token": "<image>",
@@ -158,9 +158,8 @@ def llava() -> tuple[Any, Any]:
         num_additional_image_tokens=1,
         chat_template=template,
     )
-    vision = {k: v for k, v in SIGLIP.items() if k != "vision_use_head"}
     config = hf.LlavaConfig(
-        vision_config={**vision, "model_type": "clip_vision_model", "projection_dim": 16},
+        vision_config={**TOWER, "model_type": "clip_vision_model", "projection_dim": 16},
         text_config={"model_type": "llama", **TEXT, **ends(tokenizer, padded=5)},
         image_token_index=tokenizer.image_token_id,
         vision_feature_layer=-2,

@@ -19,15 +19,15 @@ TEXT = {
 }
 HEADS_OF_16 = {**TEXT, "head_dim": 16}
 
-SIGLIP = {
+TOWER = {
     "hidden_size": 16,
     "intermediate_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "image_size": 32,
     "patch_size": 8,
-    "vision_use_head": False,
 }
+SIGLIP = {**TOWER, "vision_use_head": False}
 
 CHATML = (
     "{{% for m in messages %}}<|im_start|>{{{{ m['role'] }}}}\n{{% for c in m['content'] %}}"

@@ -4,7 +4,7 @@ from typing import Any
 
 import transformers as hf
 from tiny_picture_families import CUT, IDEFICS, IDEFICS_TEMPLATE, TILES
-from tiny_tokenizers import CHATML, HEADS_OF_16, SIGLIP, TEXT, D, byte_level, ends
+from tiny_tokenizers import CHATML, HEADS_OF_16, SIGLIP, TEXT, TOWER, D, byte_level, ends
 
 
 def smolvlm() -> tuple[Any, Any]:
@@ -42,24 +42,25 @@ def _qwen_ids(tokenizer: Any) -> dict[str, int]:
     return {key: tokenizer.convert_tokens_to_ids(token) for key, token in names.items()}
 
 
-def _qwen_pictures(patch: int) -> dict[str, Any]:
+def _qwen_processor(processor: Any, video_processor: Any, tokenizer: Any, patch: int) -> Any:
     edge = 2 * patch
-    return {
+    pictures = {
         "patch_size": patch,
         "merge_size": 2,
         "temporal_patch_size": 2,
         "size": {"shortest_edge": 4 * edge**2, "longest_edge": 12 * edge**2},
     }
+    return processor(
+        hf.Qwen2VLImageProcessorPil(**pictures),
+        tokenizer,
+        video_processor(**pictures),
+        chat_template=QWEN_TEMPLATE,
+    )
 
 
 def qwen2_5_vl() -> tuple[Any, Any]:
     tokenizer = byte_level("<|im_end|>", QWEN, others=QWEN_OTHERS)
-    processor = hf.Qwen2_5_VLProcessor(
-        hf.Qwen2VLImageProcessorPil(**_qwen_pictures(14)),
-        tokenizer,
-        hf.Qwen2VLVideoProcessor(**_qwen_pictures(14)),
-        chat_template=QWEN_TEMPLATE,
-    )
+    processor = _qwen_processor(hf.Qwen2_5_VLProcessor, hf.Qwen2VLVideoProcessor, tokenizer, patch=14)
     config = hf.Qwen2_5_VLConfig(
         vision_config={
             "depth": 2,
@@ -84,12 +85,7 @@ def qwen2_5_vl() -> tuple[Any, Any]:
 
 def qwen3_vl() -> tuple[Any, Any]:
     tokenizer = byte_level("<|im_end|>", QWEN, others=QWEN_OTHERS)
-    processor = hf.Qwen3VLProcessor(
-        hf.Qwen2VLImageProcessorPil(**_qwen_pictures(16)),
-        tokenizer,
-        hf.Qwen3VLVideoProcessor(**_qwen_pictures(16)),
-        chat_template=QWEN_TEMPLATE,
-    )
+    processor = _qwen_processor(hf.Qwen3VLProcessor, hf.Qwen3VLVideoProcessor, tokenizer, patch=16)
     config = hf.Qwen3VLConfig(
         vision_config={
             "depth": 3,
@@ -165,14 +161,7 @@ def internvl() -> tuple[Any, Any]:
         chat_template=CHATML.format(image="<IMG_CONTEXT>\n"),
     )
     config = hf.InternVLConfig(
-        vision_config={
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": 32,
-            "patch_size": 8,
-        },
+        vision_config=TOWER,
         text_config={"model_type": "qwen2", **TEXT, **ends(tokenizer), "tie_word_embeddings": False},
         image_token_id=tokenizer.context_image_token_id,
         image_seq_length=4,

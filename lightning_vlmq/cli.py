@@ -20,7 +20,6 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lightning_vlmq.callbacks import InterruptCheckpoint
 from lightning_vlmq.checkpoints import AtomicCheckpointIO
 from lightning_vlmq.errors import located, of_an_environment, one_line
 from lightning_vlmq.prompts import AnyActionPrompt
@@ -257,6 +256,8 @@ def _quiet() -> None:
 def main(args: ArgsType = None) -> None:
     """Entry of the console script."""
     _quiet()
+    from lightning_vlmq.callbacks import InterruptCheckpoint  # not before: what it imports logs at once
+
     parsers = {name: {"exit_on_error": False} for name in VLMQCLI.subcommands()}
     try:
         VLMQCLI(

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from lightning_vlmq.families import FAMILIES, Family
+from lightning_vlmq.frozen_layers import layers_below_adapter, noted, repeated
 from lightning_vlmq.language_head import learn_head_output
 from lightning_vlmq.loading import EMBEDDED, adapter_targets, fingerprint, load_processor, locate, named_dtype, turn_end
 from lightning_vlmq.pictures import EncodedImage, Pictures
@@ -215,6 +216,17 @@ class VLM(nn.Module):
         """
         output = self.hf.base_model(**self._model_inputs(inputs), use_cache=False)
         return cast(Tensor, output.last_hidden_state)
+
+    def hidden_and_base(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Hidden states as of :meth:`hidden`, and those without the adapter, of which no gradient flows.
+
+        Layers below the first adapted one run once, as in inference.
+        """
+        below = layers_below_adapter(self.hf.get_decoder())
+        with noted(below) as outputs:
+            hidden = self.hidden(inputs)
+        with torch.no_grad(), self.inference(), self.base(), repeated(below, outputs):
+            return hidden, self.hidden(inputs)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., V]`` of hidden states ``[..., D]``, scaled and soft-capped where the family does it."""

@@ -152,19 +152,17 @@ class VLMQ(AgentModule):
 
     def forward(self, batch: TokenBatch) -> _Heads:
         """Hidden states of a batch's replies and both heads on them."""
-        hidden = self.vlm.hidden(batch.inputs)
-        states = batch.predicting(self._critic_states(batch.inputs, hidden))
+        hidden, states = self._hidden(batch.inputs)
+        states = batch.predicting(states)
         prediction = self.critic.q_normalised(states, batch.reply_ids.unsqueeze(-1)).squeeze(-1)
         return _Heads(states, self.vlm.logits(batch.predicting(hidden)), prediction)
 
-    def _critic_states(self, inputs: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
-        """States that the critic reads, of the same shape as the language head's."""
-        if self.hparams["critic_states"] == "adapted" or self.hparams["td_weight"] == 0:  # SFT: nobody reads them
-            return hidden
-        if self.hparams["critic_states"] == "detached":
-            return hidden.detach()
-        with torch.no_grad(), self.vlm.inference(), self.vlm.base():
-            return self.vlm.hidden(inputs)
+    def _hidden(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Hidden states that the language head reads and those that the critic reads, ``[B, S, D]`` each."""
+        if self.hparams["critic_states"] == "base" and self.hparams["td_weight"] > 0:
+            return self.vlm.hidden_and_base(inputs)
+        hidden = self.vlm.hidden(inputs)  # SFT: nobody reads the critic's
+        return hidden, hidden.detach() if self.hparams["critic_states"] == "detached" else hidden
 
     def losses(self, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Joint loss (eq. 7) and the quantities to log."""
@@ -288,11 +286,10 @@ class VLMQ(AgentModule):
     def _next_values(self, batch: TokenBatch) -> Tensor:
         """E_pi of the target critic at h'^0 ``[B']``, the VLM in inference mode (eq. 2)."""
         with self.vlm.inference():
-            hidden = self.vlm.hidden(batch.next_inputs)
+            hidden, states = self._hidden(batch.next_inputs)
         rows = torch.arange(len(hidden), device=hidden.device), batch.next_positions
-        states = self._critic_states(batch.next_inputs, hidden)[rows]
         support = self._support(self.vlm.logits(hidden[rows]))
-        return expectation(self.critic.q_target(states, support.ids), support)
+        return expectation(self.critic.q_target(states[rows], support.ids), support)
 
     # -- checkpoints ----------------------------------------------------------------------------------------
 

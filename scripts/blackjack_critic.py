@@ -25,6 +25,7 @@ from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.envs import AgentEnv, Blackjack
 from lightning_vlmq.envs.blackjack import BlackjackState, optimal_action
 from lightning_vlmq.envs.exact_blackjack import HandOptions, sample_every_state, score_blackjack, state_means
+from lightning_vlmq.parsing import TagParser
 from lightning_vlmq.scoreboards import first_seen
 from lightning_vlmq.turns import Turn
 
@@ -110,16 +111,17 @@ def fork(vlm: VLM, shown: Shown, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def fork_states(encoder: TurnEncoder, turns: Sequence[Turn]) -> tuple[Tensor, Tensor]:
-    """As :func:`fork`, of turns of Blackjack whatever was replied in them."""
-    parser = AgentEnv(Blackjack()).parser
-    replies = [parser.format(action) for action in ("hit", "stand")]
+def fork_states(
+    encoder: TurnEncoder, turns: Sequence[Turn], actions: Sequence[str] = ("hit", "stand")
+) -> tuple[Tensor, Tensor]:
+    """Hidden states where the replies with some actions part, ``[turns, D]``, and the tokens, one an action."""
+    replies = [TagParser().format(action) for action in actions]
     ids = [encoder.encode_text(reply) for reply in replies]
-    place = next(i for i, (one, other) in enumerate(zip(*ids, strict=False)) if one != other)
-    hits = [replace(turn, reply=replies[0], reply_ids=(), log_probs=(), terminated=True) for turn in turns]
+    place = next(i for i, tokens in enumerate(zip(*ids, strict=False)) if len(set(tokens)) > 1)
+    shown = [replace(turn, reply=replies[0], reply_ids=(), log_probs=(), terminated=True) for turn in turns]
     found = []
-    for start in track(range(0, len(hits), 64), "reading", disable=len(hits) < 5000):
-        batch = encoder.batch(some := hits[start : start + 64], some)
+    for start in track(range(0, len(shown), 64), "reading", disable=len(shown) < 1000):
+        batch = encoder.batch(some := shown[start : start + 64], some)
         found.append(encoder.vlm.hidden(batch.inputs)[torch.arange(len(some)), batch.positions[:, place]])
     return torch.cat(found), torch.tensor([row[place] for row in ids])
 

@@ -1,14 +1,21 @@
 """Scripts that read out a trained agent."""
 
+import io
+
 import numpy as np
+import pytest
 import torch
+from PIL import Image
 
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.envs import AgentEnv, Blackjack
 from lightning_vlmq.envs.blackjack import BlackjackState
 from lightning_vlmq.envs.exact_blackjack import state_means
 from lightning_vlmq.vlm import VLM
+from scripts.babyai_states import egocentric, read_out, worlds
 from scripts.blackjack_critic import Shown, fork
+
+_FACING = ("right", "down", "left", "up")
 
 
 def test_hit_and_stand_part_behind_the_tag(vlm: VLM) -> None:
@@ -29,3 +36,35 @@ def test_values_of_a_state_are_averaged_over_its_hands() -> None:
     hand = {"player": ["2", "K"], "dealer": "3"}
     shown: Shown = [(one, hand), (other, hand), (one, hand)]  # type: ignore[list-item]
     assert state_means(shown, np.array([1.0, 5.0, 2.0])) == {one: 1.5, other: 5.0}
+
+
+@pytest.mark.parametrize(
+    ("direction", "expected"), [(0, (2, -1)), (1, (-1, -2)), (2, (-2, 1)), (3, (1, 2))], ids=_FACING
+)
+def test_where_a_thing_is_as_seen_by_the_agent(direction: int, expected: tuple[int, int]) -> None:
+    # two cells to the east, one to the north
+    assert egocentric((3, 3), direction, (5, 2)) == expected
+
+
+def test_worlds_are_told_as_the_picture_of_the_agents_view_shows_them() -> None:
+    turns, facts = worlds("agent", 20)
+    for row, turn in enumerate(turns):
+        picture = np.asarray(Image.open(io.BytesIO(turn.observation.images[0])).convert("RGB"))
+        cells = picture.reshape(7, 28, 7, 28, 3)[:, 14, :, 14]  # the middle of each
+        red = np.argwhere((cells[..., 0] > 200) & (cells[..., 1:] < 100).all(-1))
+        found = [(6 - y, x - 3) for y, x in red.tolist() if (y, x) != (6, 3)]  # the agent is red, too
+        assert facts["ball in view"][row] == len(found)
+        if found:
+            ahead, right = found[0]
+            assert facts["cells ahead"][row] == ahead
+            assert facts["its side"][row] == (2 if right == 0 else int(right > 0))
+    assert 0 < sum(facts["ball in view"]) < 20
+
+
+def test_a_linear_fact_is_read_out_and_noise_is_not() -> None:
+    torch.manual_seed(1)
+    states = torch.randn(600, 8)
+    right, commonest = read_out(states, (states[:, 0] > 0).long())
+    assert right > 0.9 > commonest
+    right, _ = read_out(states, torch.randint(2, (600,)))
+    assert 0.3 < right < 0.7

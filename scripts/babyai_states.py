@@ -1,6 +1,6 @@
 """What a VLM's states hold of BabyAI's worlds, before anything is learned from rewards.
 
-    python -m scripts.babyai_states                       # the embedded VLM, both views
+    python -m scripts.babyai_states                       # the embedded VLM, three ways to show a world
     python -m scripts.babyai_states --name FOLDER --views agent
 
 Worlds of a level are looked at after some random steps. A small MLP reads the frozen states where the replies "left"
@@ -10,6 +10,7 @@ often it is right in other worlds says what a critic or an actor can build on wi
 
 import argparse
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,12 @@ from scripts.blackjack_critic import fork_states
 STEPS = (0, 0, 1, 2, 4, 8)
 """Random steps before a world is looked at, one of them."""
 
+VIEWS: dict[str, dict[str, Any]] = {
+    "full": {"view": "full"},
+    "agent": {"view": "agent"},
+    "agent, padded to 8": {"view": "agent", "pad_to": 8},
+}
+
 FORWARD = ((1, 0), (0, 1), (-1, 0), (0, -1))
 """Of the directions right, down, left, up."""
 
@@ -31,7 +38,7 @@ def main() -> None:
     """Entry."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", default="embedded", help="VLM: embedded, a folder, or a name on the hub")
-    parser.add_argument("--views", nargs="+", choices=["full", "agent"], default=["full", "agent"])
+    parser.add_argument("--views", nargs="+", choices=list(VIEWS), default=list(VIEWS))
     parser.add_argument("--worlds", type=int, default=3000, help="a sixth of them is scored")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
@@ -47,7 +54,7 @@ def main() -> None:
 
 def worlds(view: str, count: int) -> tuple[list[Turn], dict[str, list[int]]]:
     """What is seen of worlds of GoToRedBallGrey, and facts of them as numbers of classes; -1 where there is none."""
-    task = BabyAI("BabyAI-GoToRedBallGrey-v0", view=view)  # type: ignore[arg-type]
+    task = BabyAI("BabyAI-GoToRedBallGrey-v0", **VIEWS[view])
     env, rng = AgentEnv(task), Random(0)
     turns: list[Turn] = []
     facts: dict[str, list[int]] = {"the bot's action": [], "ball in view": [], "its side": [], "cells ahead": []}

@@ -46,11 +46,12 @@ def test_where_a_thing_is_as_seen_by_the_agent(direction: int, expected: tuple[i
     assert egocentric((3, 3), direction, (5, 2)) == expected
 
 
-def test_worlds_are_told_as_the_picture_of_the_agents_view_shows_them() -> None:
-    turns, facts = worlds("agent", 20)
+@pytest.mark.parametrize(("view", "side"), [("agent", 7), ("agent, padded to 8", 8)])
+def test_worlds_are_told_as_the_picture_of_the_agents_view_shows_them(view: str, side: int) -> None:
+    turns, facts = worlds(view, 20)
     for row, turn in enumerate(turns):
         picture = np.asarray(Image.open(io.BytesIO(turn.observation.images[0])).convert("RGB"))
-        cells = picture.reshape(7, 28, 7, 28, 3)[:, 14, :, 14]  # the middle of each
+        cells = picture.reshape(side, 28, side, 28, 3)[-7:, 14, :7, 14]  # the middle of each
         red = np.argwhere((cells[..., 0] > 200) & (cells[..., 1:] < 100).all(-1))
         found = [(6 - y, x - 3) for y, x in red.tolist() if (y, x) != (6, 3)]  # the agent is red, too
         assert facts["ball in view"][row] == len(found)

@@ -36,10 +36,14 @@ class BabyAI(gym.Env[Picture, np.int64]):
         level: Name of the level, one of minigrid's ``BabyAI-...`` ids.
         view: ``"full"`` shows the whole world from above, ``"agent"`` what the agent sees, itself at the bottom.
         tile_size: Side of a cell in pixels.
+        pad_to: Cells a side to which the picture is padded with black, above and to the right; ``None`` leaves it as it
+            is. A VLM that cuts pictures into 8 x 8 patches reads the agent's view of 7 x 7 cells better padded to 8,
+            where each patch shows one cell (``scripts/babyai_states.py`` measures it).
         render_mode: ``rgb_array``, for Gymnasium.
 
     Raises:
-        ValueError: The level is unknown, or the view or tile size is no choice.
+        ValueError: The level is unknown, the view or tile size is no choice, or the picture has more cells than
+            ``pad_to``.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012  Gymnasium declares it so
@@ -55,6 +59,7 @@ class BabyAI(gym.Env[Picture, np.int64]):
         level: str = "BabyAI-GoToRedBallGrey-v0",
         view: Literal["full", "agent"] = "full",
         tile_size: int = 28,
+        pad_to: int | None = None,
         render_mode: str | None = "rgb_array",
     ) -> None:
         if view not in ("full", "agent"):
@@ -69,11 +74,16 @@ class BabyAI(gym.Env[Picture, np.int64]):
         self.level = level
         self.view = view
         self.tile_size = tile_size
+        self.pad_to = pad_to
         self.render_mode = render_mode
         world: Any = gym.make(level, disable_env_checker=True).unwrapped
         with _quiet():
             world.reset(seed=0)  # before it there is no world to measure
         columns, rows = (world.width, world.height) if view == "full" else (world.agent_view_size,) * 2
+        if pad_to is not None:
+            if max(columns, rows) > pad_to:
+                raise ValueError(f"pad_to {pad_to}: {view} views of {level} have {columns} x {rows} cells; give more")
+            columns = rows = pad_to
         self._env = world
         self.observation_space = spaces.Box(0, 255, (rows * tile_size, columns * tile_size, 3), np.uint8)
         self.action_space = spaces.Discrete(len(_ACTIONS))
@@ -138,7 +148,10 @@ class BabyAI(gym.Env[Picture, np.int64]):
     def render(self) -> Picture:
         """Draw the world, ``[rows * tile_size, columns * tile_size, 3]``."""
         frame: Picture = self._env.get_frame(highlight=False, tile_size=self.tile_size, agent_pov=self.view == "agent")
-        return frame
+        if self.pad_to is None:
+            return frame
+        side = self.pad_to * self.tile_size
+        return np.pad(frame, ((side - frame.shape[0], 0), (0, side - frame.shape[1]), (0, 0)))
 
     def images(self) -> tuple[Picture, ...]:
         """Return the one picture."""

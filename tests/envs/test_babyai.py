@@ -151,6 +151,15 @@ def test_the_world_in_words():
     assert "closed door is at" in doors.summary()
 
 
+def test_padding_leaves_the_picture_at_the_bottom_left():
+    plain, padded = BabyAI(view="agent", tile_size=8), BabyAI(view="agent", tile_size=8, pad_to=9)
+    picture, larger = plain.reset(seed=3)[0], padded.reset(seed=3)[0]
+    assert larger.shape == padded.observation_space.shape == (72, 72, 3)
+    assert (larger[16:, :56] == picture).all()
+    assert not larger[:16].any()
+    assert not larger[:, 56:].any()
+
+
 def test_views_differ_and_have_their_sizes():
     full, agent = BabyAI(), BabyAI(view="agent", tile_size=32)
     assert full.reset(seed=0)[0].shape == (224, 224, 3)
@@ -214,6 +223,8 @@ def test_errors_say_what_to_do():
         BabyAI(view="top")
     with pytest.raises(ValueError, match="tile_size 2: choose from 4 to 64 pixels"):
         BabyAI(tile_size=2)
+    with pytest.raises(ValueError, match="pad_to 6: full views of BabyAI-GoToRedBallGrey-v0 have 8 x 8 cells"):
+        BabyAI(pad_to=6)
     env = BabyAI()
     with pytest.raises(ValueError, match=r"call reset\(\) before step\(\)"):
         env.step(0)

@@ -14,12 +14,13 @@ from scripts.embedded_vlm.alignment import number_question, short_question, suit
 from scripts.embedded_vlm.canvas import Canvas, load_font
 from scripts.embedded_vlm.conversations import FORBIDDEN, corpus, make_turn, random_string
 from scripts.embedded_vlm.evaluate import ROWS, answer
-from scripts.embedded_vlm.knowledge import KNOWN, Knowledge, known
+from scripts.embedded_vlm.knowledge import KNOWN, NAMED, Knowledge, known, name_thing
 from scripts.embedded_vlm.language import tile_loss
 from scripts.embedded_vlm.pictures import SHARES, make_scene
 from scripts.embedded_vlm.sequences import LESSONS, STATE, Sequences, turn_tokens
 from scripts.embedded_vlm.vision import Classifier
 from scripts.embedded_vlm.words import WORDS
+from scripts.embedded_vlm.worlds import _seen
 
 FOLDER = Path(__file__).parents[1] / "lightning_vlmq" / "embedded"
 
@@ -184,14 +185,48 @@ def test_facts_that_states_have_to_know():
 
 def test_heads_count_only_facts_that_a_picture_has():
     heads = Knowledge(4)
-    wanted = torch.full((3, len(KNOWN)), -1)
+    wanted = torch.full((3, len(KNOWN) + len(NAMED)), -1)
     wanted[0, 2], wanted[1, 2] = 1, 2  # "order" of two pictures; of the third nothing is known
     hidden = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     loss, counts = heads(hidden, wanted)
     scores = heads.heads[2](hidden[:2]).log_softmax(-1)
     assert loss.item() == pytest.approx(-(scores[0, 1] + scores[1, 2]).item() / 2, rel=1e-5)
-    assert counts[:, 1].tolist() == [0, 0, 2, 0, 0, 0, 0, 0, 0, 0]
-    assert heads(hidden, torch.full((3, len(KNOWN)), -1))[0].item() == 0
+    assert counts[:, 1].tolist() == [0, 0, 2, *[0] * 9]
+    assert heads(hidden, torch.full((3, len(KNOWN) + len(NAMED)), -1))[0].item() == 0
+
+
+def test_a_named_thing_is_placed_as_seen_from_the_agent() -> None:
+    # the agent looks down: ahead is a higher row, its right a lower column
+    facts = ("grid", {"cells": {(2, 6): ("red", "ball")}, "agent": (3, 4), "facing": "down"})
+    found = dict(each for number in range(200) if (each := name_thing(Random(number), facts)))
+    there = {sentence: classes for sentence, classes in found.items() if "red ball" in sentence}
+    assert set(there.values()) == {(2 + 7, 1 + 7)}
+    assert {classes for sentence, classes in found.items() if "red ball" not in sentence} == {(15, 15)}
+    assert name_thing(Random(0), ("words", {"words": ["a"]})) is None
+    twice = {(1, 1): ("red", "ball"), (2, 2): ("red", "ball")}
+    for number in range(50):
+        found_twice = name_thing(Random(number), ("grid", {"cells": twice, "agent": (3, 3), "facing": "up"}))
+        assert found_twice
+        assert "red ball" not in found_twice[0]
+
+
+def test_an_agents_view_shows_what_lies_around_it_and_hides_what_walls_hide() -> None:
+    ahead = set()
+    for number in range(60):
+        scene = make_scene(Random(number), "view")
+        assert scene.kind == "grid"
+        column, row = scene.facts["agent"]
+        side = row + 1
+        assert (column, scene.facts["facing"]) == (3, "up")
+        assert side in (7, 8)
+        for x, y in scene.facts["cells"]:
+            assert 0 <= x < 7
+            assert side - 7 <= y < side
+        ahead |= {row - y for _, y in scene.facts["cells"]}
+    assert ahead >= {0, 1, 2, 3, 4, 5}
+    # a wall right across, two cells ahead: only what lies before it is seen
+    walls = {(x, 4): ("grey", "wall") for x in range(7)}
+    assert _seen(walls, (3, 6), 7) == {(x, y) for x in range(7) for y in (4, 5, 6)}
 
 
 def test_every_worker_makes_sequences_of_its_own_and_no_step_is_missing(processor):

@@ -4,18 +4,41 @@ A model that adds a row of cards only behind "Lower total?" has to learn it agai
 its rewards, for example. With these heads the sums stand ready behind every prompt that asks for nothing else.
 """
 
+from random import Random
+
 import torch
 from torch import Tensor, nn
 
 from lightning_vlmq.envs.blackjack import hand_value
 from scripts.embedded_vlm.alignment import Facts
 from scripts.embedded_vlm.tables import card_value, total
+from scripts.embedded_vlm.world_questions import cell_name
+from scripts.embedded_vlm.worlds import GRID_COLOURS, from_agent
 
-__all__ = ["KNOWN", "Knowledge", "known"]
+__all__ = ["KNOWN", "NAMED", "Knowledge", "known", "name_thing"]
 
 KNOWN = {"upper number": 100, "lower number": 100, "order": 3, "upper total": 80, "lower total": 80, "lower ace": 2}
 KNOWN |= {"agent's column": 8, "agent's row": 8, "agent's direction": 4, "lower points": 80}
 """Facts and their number of classes; points are a total in which an ace counts 11 where the row stays within 21."""
+
+NAMED = {"cells ahead": 16, "cells to the right": 16}
+"""Facts of a thing that the prompt names, as seen from the agent of a grid world: -7 to 7, or not in the picture."""
+
+_NOWHERE = 15
+
+_NAMES = [f"{colour} {thing}" for colour in GRID_COLOURS for thing in ("ball", "box", "key")]
+
+_MENTIONS = (
+    "Mission: go to the {}.",
+    "Mission: go to the {}.",
+    "Mission: pick up the {}.",
+    "Mission: find a {}.",
+    "Objective: reach the {}.",
+    "Objective: the {}.",
+    "Look for the {}.",
+    "The {} counts.",
+    "You want the {}.",
+)
 
 _DIRECTIONS = ("right", "down", "left", "up")
 
@@ -39,8 +62,26 @@ def known(facts: Facts) -> list[int]:
     return list(found.values())
 
 
+def name_thing(rng: Random, facts: Facts) -> tuple[str, tuple[int, int]] | None:
+    """A sentence that names a thing of a grid world, and its classes of :data:`NAMED`.
+
+    The thing is there once, or (one time in four) not at all. ``None`` where the picture shows no grid.
+    """
+    kind, seen = facts
+    if kind != "grid":
+        return None
+    names = [cell_name(cell) for cell in seen["cells"].values()]
+    there = [place for place, cell in seen["cells"].items() if names.count(cell_name(cell)) == 1]
+    if there and rng.random() < 0.75:
+        place = rng.choice(there)
+        ahead, right = from_agent(place, seen["agent"], seen["facing"])
+        return rng.choice(_MENTIONS).format(cell_name(seen["cells"][place])), (ahead + 7, right + 7)
+    absent = [name for name in _NAMES if name not in names]
+    return rng.choice(_MENTIONS).format(rng.choice(absent)), (_NOWHERE, _NOWHERE)
+
+
 class Knowledge(nn.Module):
-    """A linear head for each fact.
+    """A linear head for each fact of :data:`KNOWN`, then of :data:`NAMED`.
 
     Args:
         width: Width of the hidden states.
@@ -48,7 +89,7 @@ class Knowledge(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(nn.Linear(width, classes) for classes in KNOWN.values())
+        self.heads = nn.ModuleList(nn.Linear(width, classes) for classes in (*KNOWN.values(), *NAMED.values()))
 
     def forward(self, hidden: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of all facts, each counted alike, and how many are named right.

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Idefics3ForConditionalGeneration
 
 from scripts.embedded_vlm.alignment import Facts, spellings, tile_tokens
-from scripts.embedded_vlm.knowledge import KNOWN, Knowledge, known
+from scripts.embedded_vlm.knowledge import KNOWN, NAMED, Knowledge, known
 from scripts.embedded_vlm.model import encode_pictures
 from scripts.embedded_vlm.pictures import Scene, make_scene
 from scripts.embedded_vlm.sequences import LESSONS, STATE, Batch, Lesson, Sequences
@@ -175,7 +175,8 @@ def _score(batch: Batch, right: Tensor) -> dict[str, list[int]]:
 
 def train_language(
     model: Idefics3ForConditionalGeneration, tokenizer: Any, folder: Path, *, lessons: tuple[Lesson, ...] = LESSONS,
-    rate: float = 1.5e-3, seed: int = 7, pool: int = 1, tables: int | None = None, workers: int = 1,
+    rate: float = 1.5e-3, seed: int = 7, pool: int = 1, tables: int | None = None, worlds: int | None = None,
+    workers: int = 1,
 ) -> None:  # fmt: skip
     """Train connector and language model on questions about a pool of pictures; the model ends with averaged weights.
 
@@ -188,6 +189,7 @@ def train_language(
         seed: Seed of the questions.
         pool: Seed of the pool.
         tables: Seed of a second pool, of cards only; they are drawn where a lesson asks for cards.
+        worlds: Seed of a third one, of grid worlds and agents' views; drawn where a lesson asks for worlds.
         workers: Processes that make sequences.
     """
     device = model.device
@@ -202,8 +204,10 @@ def train_language(
     start = trained.start
     features, facts, tiles = load_pool(folder, pool)
     general = len(facts)
-    if tables is not None:
-        more = load_pool(folder, tables)
+    for other in (tables, worlds):
+        if other is None:
+            continue
+        more = load_pool(folder, other)
         features, facts, tiles = torch.cat([features, more[0]]), facts + more[1], torch.cat([tiles, more[2]])
     features, tiles = features.to(device), tiles.to(device)
     classes = torch.tensor([known(each) for each in facts], device=device)
@@ -219,10 +223,10 @@ def train_language(
         )
     )
     clock, losses, named, tally = time.time(), 0.0, 0.0, defaultdict(lambda: [0, 0])
-    counts = torch.zeros(len(KNOWN), 2)
+    counts = torch.zeros(len(KNOWN) + len(NAMED), 2)
     for step in range(start, steps):
         drawn: Batch = next(stream)
-        sample = Batch(*(part.to(device) for part in drawn[:5]), drawn.kinds)
+        sample = Batch(*(part.to(device) for part in drawn[:6]), drawn.kinds)
         chosen = sample.pictures[sample.pictures >= 0]
         shown = features[chosen].float()
         hidden = hidden_states(model, sample, shown)
@@ -232,7 +236,7 @@ def train_language(
         silent = sample.labels == STATE
         if silent.any():
             pictures = sample.pictures[:, None].expand(-1, silent.shape[1])[silent]
-            knowing, right_and_all = knowledge(hidden[silent], classes[pictures])
+            knowing, right_and_all = knowledge(hidden[silent], torch.cat([classes[pictures], sample.named[silent]], 1))
             counts += right_and_all.cpu()
             loss = loss + KNOWLEDGE_WEIGHT * knowing
         if len(chosen):
@@ -249,7 +253,9 @@ def train_language(
                 tally[kind][1] += count
         if (step + 1) % 50 == 0:
             shares = " ".join(f"{kind} {a / b:.2f}" for kind, (a, b) in sorted(tally.items()))
-            shares += "".join(f" | {f} {a / b:.2f}" for f, (a, b) in zip(KNOWN, counts.tolist(), strict=True) if b)
+            shares += "".join(
+                f" | {f} {a / b:.2f}" for f, (a, b) in zip((*KNOWN, *NAMED), counts.tolist(), strict=True) if b
+            )
             counts.zero_()
             print(
                 f"language {step + 1}/{steps} {(time.time() - clock) / 50:.2f} s/step "

@@ -10,7 +10,7 @@ import numpy as np
 from scripts.embedded_vlm.canvas import Canvas
 from scripts.embedded_vlm.tables import cards, deck, hands
 from scripts.embedded_vlm.texts import digits, labels, page, words
-from scripts.embedded_vlm.worlds import grid, shapes, widgets
+from scripts.embedded_vlm.worlds import grid, shapes, view, widgets
 
 __all__ = ["DENSE_SHARES", "MIDDLE_SHARES", "SHARES", "WHOLE_SHARES", "Scene", "make_scene"]
 
@@ -43,7 +43,7 @@ class Scene:
     """A picture and what is true of it.
 
     Attributes:
-        kind: Key of :data:`SHARES`; hands are cards.
+        kind: Key of :data:`SHARES`; hands are cards, an agent's view is a grid.
         image: RGB picture after the processor's resize ``[256, 256, 3]`` uint8.
         labels: Classes of the patches ``[heads, 16, 16]``.
         facts: What questions may ask, by kind.
@@ -65,6 +65,7 @@ _MAKERS: dict[str, Callable[[Random], tuple[Canvas, dict[str, Any]]]] = {
     "hands": hands,
     "shapes": shapes,
     "grid": grid,
+    "view": view,
     "widgets": widgets,
 }
 
@@ -83,4 +84,4 @@ def make_scene(rng: Random, kind: str | None = None, shares: dict[str, float] = 
     kind = kind or rng.choices(list(shares), list(shares.values()))[0]
     canvas, facts = _MAKERS[kind](rng)
     image, labels = canvas.finish()
-    return Scene("cards" if kind == "hands" else kind, image, labels, facts)
+    return Scene({"hands": "cards", "view": "grid"}.get(kind, kind), image, labels, facts)

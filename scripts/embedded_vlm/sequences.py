@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset
 
 from scripts.embedded_vlm.alignment import Facts, number_question, short_question, suits_alignment
 from scripts.embedded_vlm.conversations import FORBIDDEN, dress, filler, make_turn, random_string
+from scripts.embedded_vlm.knowledge import name_thing
 from scripts.embedded_vlm.model import IMAGE_TOKENS
 from scripts.embedded_vlm.questions import describe
 from scripts.embedded_vlm.training import worker_random
@@ -39,6 +40,7 @@ class Lesson(NamedTuple):
         found: Share of the simple questions about these that ask for the number behind a label.
         unasked: Share of turns about a picture that ask nothing.
         merge: At its end its weights are averaged with those of an earlier step: the step, their share.
+        worlds: Share of pictures that are drawn from grid worlds only.
     """
 
     end: int
@@ -55,6 +57,7 @@ class Lesson(NamedTuple):
     found: float = 0.2
     unasked: float = 0.0
     merge: tuple[int, float] | None = None
+    worlds: float = 0.0
 
 
 LESSONS = (
@@ -99,6 +102,18 @@ LESSONS = (
 )
 
 
+class Row(NamedTuple):
+    """A sequence before it is padded: see :class:`Batch`."""
+
+    ids: list[int]
+    positions: list[int]
+    segments: list[int]
+    labels: list[int]
+    named: list[tuple[int, int]]
+    picture: int
+    kinds: list[str]
+
+
 class Batch(NamedTuple):
     """A batch of packed sequences.
 
@@ -108,6 +123,8 @@ class Batch(NamedTuple):
         segments: 0 for the shared prefix, 1.. for turns, -1 for padding ``[B, T]``.
         labels: Next token where it belongs to an answer, else :data:`STATE` or -100 ``[B, T]``.
         pictures: Index of the picture in the pool, -1 for none ``[B]``.
+        named: Where labels are :data:`STATE`, classes of the thing that the message names (``knowledge.NAMED``), -1 for
+            none ``[B, T, 2]``.
         kinds: Kind of each turn with an answer, by row.
     """
 
@@ -116,6 +133,7 @@ class Batch(NamedTuple):
     segments: Tensor
     labels: Tensor
     pictures: Tensor
+    named: Tensor
     kinds: list[list[str]]
 
 
@@ -149,20 +167,24 @@ def turn_tokens(rng: Random, tokenizer: Any, facts: Facts | None, lesson: Lesson
     return tokenizer.encode(question), [*tokenizer.encode(text), tokenizer.eos_token_id], kind
 
 
-def _unasked(rng: Random, tokenizer: Any, facts: Facts) -> tuple[list[int], list[int], bool]:
-    """A message that asks nothing, a reply, and whether the reply is to be learned.
+def _unasked(rng: Random, tokenizer: Any, facts: Facts) -> tuple[list[int], list[int], bool, tuple[int, int]]:
+    """A message that asks nothing, a reply, whether the reply is to be learned, classes of the thing that is named.
 
     Half of them say what the picture shows. The others hold any string, as the prompt of an agent does whose task
     nobody has explained: there the states count.
     """
     sentences = [filler(rng) for _ in range(rng.randint(1, 6))]
+    named = name_thing(rng, facts) if rng.random() < 0.8 else None
+    if named:
+        sentences.insert(rng.randrange(len(sentences)), named[0])
+    classes = named[1] if named else (-1, -1)
     message = tokenizer.encode(rng.choice([" ", " ", "\n"]).join(sentences))
     if rng.random() < 0.5:
-        return message, [*tokenizer.encode(describe(rng, *facts)[1]), tokenizer.eos_token_id], True
+        return message, [*tokenizer.encode(describe(rng, *facts)[1]), tokenizer.eos_token_id], True, classes
     reply = FORBIDDEN
     while FORBIDDEN in reply.replace(" ", ""):
         reply = " ".join(random_string(rng) for _ in range(rng.randint(1, 2)))
-    return message, tokenizer.encode(reply)[:10], False
+    return message, tokenizer.encode(reply)[:10], False, classes
 
 
 def _drill(rng: Random, tokenizer: Any) -> tuple[list[int], list[int], str]:
@@ -204,6 +226,7 @@ class Sequences(IterableDataset[Any]):
         self.aligned = [index for index in range(self.general) if suits_alignment(facts[index])]
         self.tables = [i for i, known in enumerate(facts) if known[0] == "cards" and suits_alignment(known)]
         self.labels = [i for i, known in enumerate(facts) if known[0] == "labels"]
+        self.worlds = [i for i, known in enumerate(facts) if known[0] == "grid"]
 
     def __iter__(self) -> Iterator[Batch]:
         """Draw batches for ever."""
@@ -218,11 +241,11 @@ class Sequences(IterableDataset[Any]):
             return rng.choice(self.tables)
         if chance < lesson.cards + lesson.labels:
             return rng.choice(self.labels)
+        if chance < lesson.cards + lesson.labels + lesson.worlds:
+            return rng.choice(self.worlds)
         return rng.choice(self.aligned) if lesson.short == 1 else rng.randrange(self.general)
 
-    def _sequence(
-        self, rng: Random, lesson: Lesson
-    ) -> tuple[list[int], list[int], list[int], list[int], int, list[str]]:
+    def _sequence(self, rng: Random, lesson: Lesson) -> Row:
         token = self.tokenizer.convert_tokens_to_ids
         user, assistant, eos = token("<|user|>"), token("<|assistant|>"), self.tokenizer.eos_token_id
         fake, image = token("<fake_token_around_image>"), token("<image>")
@@ -246,10 +269,11 @@ class Sequences(IterableDataset[Any]):
             [-100] * len(prefix),
         )
         kinds: list[str] = []
+        named = [(-1, -1)] * len(prefix)
         for turn in range(1, count + 1):
-            spoken = True
+            spoken, classes = True, (-1, -1)
             if facts and rng.random() < lesson.unasked:
-                message, reply, spoken = _unasked(rng, self.tokenizer, facts)
+                message, reply, spoken, classes = _unasked(rng, self.tokenizer, facts)
                 kind = f"unasked {facts[0]}"
             elif picture < 0 and rng.random() < lesson.numbers:
                 question, text, kind = number_question(rng)
@@ -267,26 +291,28 @@ class Sequences(IterableDataset[Any]):
             start = positions[-1] + 1 if chained and positions else len(prefix)
             labels += [-100] * (len(body) - 1)
             labels += [*reply, -100] if spoken else [STATE] * (len(reply) + 1)
+            named += [classes] * (len(body) + len(reply))
             ids += body + reply
             positions += range(start, start + len(body) + len(reply))
             segments += [0 if chained else turn] * (len(body) + len(reply))
             if spoken:
                 kinds.append(kind)
-        return ids, positions, segments, labels, picture, kinds
+        return Row(ids, positions, segments, labels, named, picture, kinds)
 
 
-def collate(rows: list[tuple[list[int], list[int], list[int], list[int], int, list[str]]], pad: int) -> Batch:
+def collate(rows: list[Row], pad: int) -> Batch:
     """Pad sequences to the longest one."""
-    length = max(len(row[0]) for row in rows)
+    length = max(len(row.ids) for row in rows)
 
-    def padded(column: int, value: int) -> Tensor:
-        return torch.tensor([[*row[column], *[value] * (length - len(row[column]))] for row in rows])  # type: ignore[misc]
+    def padded(values: list[Any], fill: Any) -> list[Any]:
+        return [*values, *[fill] * (length - len(values))]
 
     return Batch(
-        padded(0, pad),
-        padded(1, 0),
-        padded(2, -1),
-        padded(3, -100),
-        torch.tensor([row[4] for row in rows]),
-        [row[5] for row in rows],
+        torch.tensor([padded(row.ids, pad) for row in rows]),
+        torch.tensor([padded(row.positions, 0) for row in rows]),
+        torch.tensor([padded(row.segments, -1) for row in rows]),
+        torch.tensor([padded(row.labels, -100) for row in rows]),
+        torch.tensor([row.picture for row in rows]),
+        torch.tensor([padded(row.named, (-1, -1)) for row in rows]),
+        [row.kinds for row in rows],
     )

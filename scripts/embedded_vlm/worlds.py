@@ -1,5 +1,6 @@
 """Pictures of shapes, grid worlds and small pages with widgets."""
 
+import itertools
 from random import Random
 from typing import Any
 
@@ -10,9 +11,9 @@ from scripts.embedded_vlm.canvas import COLOUR_IDS, KIND_IDS, Canvas, random_fon
 from scripts.embedded_vlm.looks import contrasting, draw_size, shade
 from scripts.embedded_vlm.words import COLOURS, NOUNS, WIDGET_WORDS
 
-__all__ = ["grid", "shapes", "widgets"]
+__all__ = ["GRID_COLOURS", "from_agent", "grid", "shapes", "view", "widgets"]
 
-_GRID_COLOURS = {
+GRID_COLOURS = {
     "yellow": (255, 255, 0),
     "red": (255, 0, 0),
     "green": (0, 255, 0),
@@ -20,6 +21,7 @@ _GRID_COLOURS = {
     "purple": (112, 39, 195),
     "grey": (100, 100, 100),
 }
+"""Of things in grid worlds."""
 
 
 def _polygon(kind: str, x: float, y: float, r: float) -> list[tuple[float, float]]:
@@ -75,12 +77,50 @@ def shapes(rng: Random) -> tuple[Canvas, dict[str, Any]]:
     return canvas, {"shapes": items}
 
 
+Cell = tuple[int, int]
+Cells = dict[Cell, tuple[str, str]]
+
+_CORNERS = {
+    "right": [(0.12, 0.19), (0.87, 0.5), (0.12, 0.81)],
+    "down": [(0.81, 0.12), (0.5, 0.87), (0.19, 0.12)],
+    "left": [(0.88, 0.81), (0.13, 0.5), (0.88, 0.19)],
+    "up": [(0.19, 0.88), (0.5, 0.13), (0.81, 0.88)],
+}
+
+_AHEAD = {"right": (1, 0), "down": (0, 1), "left": (-1, 0), "up": (0, -1)}
+
+
 def grid(rng: Random) -> tuple[Canvas, dict[str, Any]]:
     """A grid world of 8 x 8 tiles: walls around, things and a triangular agent inside."""
-    tile = rng.choice([28, 32, 32, 36])
-    canvas = Canvas(8 * tile, 8 * tile, (0, 0, 0))
-    draw = canvas.draw
-    cells: dict[tuple[int, int], tuple[str, str]] = {}
+    cells, agent, facing = _world(rng)
+    lit = {(agent[0] + dx, agent[1] + dy) for dx in range(-3, 4) for dy in range(-3, 4)}
+    canvas = _drawn(cells, agent, facing, rng.choice([28, 32, 32, 36]), 8, lit if rng.random() < 0.5 else set())
+    return canvas, {"cells": _things(cells), "agent": agent, "facing": facing}
+
+
+def view(rng: Random) -> tuple[Canvas, dict[str, Any]]:
+    """What an agent in such a world sees: 7 x 7 tiles, itself at the bottom, facing up; often padded to 8 x 8."""
+    world, agent, facing = _world(rng, 10)
+    (fx, fy), side = _AHEAD[facing], rng.choice([7, 8, 8, 8])
+    own = (3, side - 1)
+    cells: Cells = {}
+    for ahead, right in itertools.product(range(7), range(-3, 4)):
+        place = (agent[0] + ahead * fx - right * fy, agent[1] + ahead * fy + right * fx)
+        if place in world:
+            cells[own[0] + right, own[1] - ahead] = world[place]
+    lit = _seen(cells, own, side)
+    cells = {place: thing for place, thing in cells.items() if place in lit}
+    canvas = _drawn(cells, own, "up", rng.choice([28, 28, 32]), side, lit)
+    if side == 8:  # the padding has no lines
+        tile = canvas.image.width // 8
+        canvas.draw.rectangle((0, 0, 8 * tile, tile - 1), fill=(0, 0, 0))
+        canvas.draw.rectangle((7 * tile, 0, 8 * tile, 8 * tile), fill=(0, 0, 0))
+    return canvas, {"cells": _things(cells), "agent": own, "facing": "up", "walls": False}
+
+
+def _world(rng: Random, most: int = 8) -> tuple[Cells, Cell, str]:
+    """What stands where, the agent's place and direction; at ``most`` so many things and agents."""
+    cells: Cells = {}
     wall = [(x, y) for x in range(8) for y in range(8) if x in (0, 7) or y in (0, 7)]
     if rng.random() < 0.4:
         split = rng.randint(2, 5)
@@ -93,69 +133,89 @@ def grid(rng: Random) -> tuple[Canvas, dict[str, Any]]:
         cells[rng.choice(wall[28:])] = (rng.choice(colours), rng.choice(["door_open", "door_closed", "door_locked"]))
     if rng.random() < 0.3:
         cells[rng.choice(wall[:28])] = (rng.choice(colours), "door_closed")
-    places = rng.sample(inside, rng.randint(2, 8))
+    places = rng.sample(inside, rng.randint(2, most))
     agent = places.pop()
     for place in places:
-        cells[place] = (rng.choice(colours), rng.choice(["key", "ball", "box", "ball", "box", "key", "goal"]))
-    facing = rng.choice(["right", "down", "left", "up"])
-    visible = rng.random() < 0.5
-    lit = {(agent[0] + dx, agent[1] + dy) for dx in range(-3, 4) for dy in range(-3, 4)}
-    for x in range(8):
-        for y in range(8):
-            a, b, s = x * tile, y * tile, tile
-            draw.rectangle((a, b, a + s - 1, b + s - 1), fill=(0, 0, 0), outline=(100, 100, 100))
-            colour, thing = cells.get((x, y), ("black", ""))
-            rgb = _GRID_COLOURS.get(colour, (0, 0, 0))
-            if thing == "wall":
-                draw.rectangle((a, b, a + s - 1, b + s - 1), fill=(100, 100, 100))
-            elif thing == "goal":
-                colour, rgb = "green", (0, 255, 0)
-                draw.rectangle((a + 1, b + 1, a + s - 1, b + s - 1), fill=rgb)
-                cells[(x, y)] = ("green", "goal")
-            elif thing == "ball":
-                draw.ellipse((a + 0.19 * s, b + 0.19 * s, a + 0.81 * s, b + 0.81 * s), fill=rgb)
-            elif thing == "box":
-                draw.rectangle((a + 0.12 * s, b + 0.12 * s, a + 0.88 * s, b + 0.88 * s), fill=rgb)
-                draw.rectangle((a + 0.18 * s, b + 0.18 * s, a + 0.82 * s, b + 0.82 * s), fill=(0, 0, 0))
-                draw.rectangle((a + 0.16 * s, b + 0.47 * s, a + 0.84 * s, b + 0.53 * s), fill=rgb)
-            elif thing == "key":
-                draw.rectangle((a + 0.5 * s, b + 0.31 * s, a + 0.63 * s, b + 0.88 * s), fill=rgb)
-                draw.rectangle((a + 0.38 * s, b + 0.59 * s, a + 0.5 * s, b + 0.66 * s), fill=rgb)
-                draw.rectangle((a + 0.38 * s, b + 0.81 * s, a + 0.5 * s, b + 0.88 * s), fill=rgb)
-                draw.ellipse((a + 0.37 * s, b + 0.09 * s, a + 0.75 * s, b + 0.47 * s), fill=rgb)
-                draw.ellipse((a + 0.5 * s, b + 0.22 * s, a + 0.62 * s, b + 0.34 * s), fill=(0, 0, 0))
-            elif thing == "door_open":
-                draw.rectangle((a + 0.88 * s, b, a + s, b + s), fill=rgb)
-                draw.rectangle((a + 0.92 * s, b + 0.04 * s, a + 0.96 * s, b + 0.96 * s), fill=(0, 0, 0))
-            elif thing in ("door_closed", "door_locked"):
-                draw.rectangle((a, b, a + s, b + s), fill=rgb)
-                dark = tuple(int(0.45 * v) for v in rgb) if thing == "door_locked" else (0, 0, 0)
-                draw.rectangle((a + 0.06 * s, b + 0.06 * s, a + 0.94 * s, b + 0.94 * s), fill=dark)
-                if thing == "door_locked":
-                    draw.rectangle((a + 0.52 * s, b + 0.5 * s, a + 0.75 * s, b + 0.56 * s), fill=rgb)
-                else:
-                    draw.rectangle((a + 0.08 * s, b + 0.08 * s, a + 0.92 * s, b + 0.92 * s), outline=rgb)
-                    draw.ellipse((a + 0.67 * s, b + 0.42 * s, a + 0.83 * s, b + 0.58 * s), fill=rgb)
-            if thing:
-                canvas.mark((a + 1, b + 1, a + s - 1, b + s - 1), kind=KIND_IDS[thing], colour=COLOUR_IDS[colour])
+        colour, thing = rng.choice(colours), rng.choice(["key", "ball", "box", "ball", "box", "key", "goal"])
+        cells[place] = ("green" if thing == "goal" else colour, thing)
+    return cells, agent, rng.choice(list(_AHEAD))
+
+
+def from_agent(place: Cell, agent: Cell, facing: str) -> Cell:
+    """How many tiles a place lies ahead of the agent, and how many to its right."""
+    (fx, fy), dx, dy = _AHEAD[facing], place[0] - agent[0], place[1] - agent[1]
+    return fx * dx + fy * dy, fx * dy - fy * dx
+
+
+def _things(cells: Cells) -> Cells:
+    return {place: thing for place, thing in cells.items() if thing[1] != "wall"}
+
+
+def _seen(cells: Cells, agent: Cell, side: int) -> set[Cell]:
+    """Cells of a view that no wall or shut door hides: those reached from the agent, and what bounds them."""
+    seen, front = {agent}, [agent]
+    while front:
+        x, y = front.pop()
+        if cells.get((x, y), ("", ""))[1] in ("wall", "door_closed", "door_locked"):
+            continue
+        for place in itertools.product((x - 1, x, x + 1), (y - 1, y, y + 1)):
+            if place not in seen and 0 <= place[0] < 7 and side - 7 <= place[1] < side:
+                seen.add(place)
+                front.append(place)
+    return seen
+
+
+def _drawn(cells: Cells, agent: Cell, facing: str, tile: int, side: int, lit: set[Cell]) -> Canvas:
+    """A picture of ``side`` x ``side`` tiles; lit ones are brighter by 30 %."""
+    canvas = Canvas(side * tile, side * tile, (0, 0, 0))
+    draw = canvas.draw
+    for x, y in itertools.product(range(side), range(side)):
+        a, b, s = x * tile, y * tile, tile
+        draw.rectangle((a, b, a + s - 1, b + s - 1), fill=(0, 0, 0), outline=(100, 100, 100))
+        colour, thing = cells.get((x, y), ("black", ""))
+        rgb = GRID_COLOURS.get(colour, (0, 0, 0))
+        if thing == "wall":
+            draw.rectangle((a, b, a + s - 1, b + s - 1), fill=(100, 100, 100))
+        elif thing == "goal":
+            draw.rectangle((a + 1, b + 1, a + s - 1, b + s - 1), fill=rgb)
+        elif thing == "ball":
+            draw.ellipse((a + 0.19 * s, b + 0.19 * s, a + 0.81 * s, b + 0.81 * s), fill=rgb)
+        elif thing == "box":
+            draw.rectangle((a + 0.12 * s, b + 0.12 * s, a + 0.88 * s, b + 0.88 * s), fill=rgb)
+            draw.rectangle((a + 0.18 * s, b + 0.18 * s, a + 0.82 * s, b + 0.82 * s), fill=(0, 0, 0))
+            draw.rectangle((a + 0.16 * s, b + 0.47 * s, a + 0.84 * s, b + 0.53 * s), fill=rgb)
+        elif thing == "key":
+            draw.rectangle((a + 0.5 * s, b + 0.31 * s, a + 0.63 * s, b + 0.88 * s), fill=rgb)
+            draw.rectangle((a + 0.38 * s, b + 0.59 * s, a + 0.5 * s, b + 0.66 * s), fill=rgb)
+            draw.rectangle((a + 0.38 * s, b + 0.81 * s, a + 0.5 * s, b + 0.88 * s), fill=rgb)
+            draw.ellipse((a + 0.37 * s, b + 0.09 * s, a + 0.75 * s, b + 0.47 * s), fill=rgb)
+            draw.ellipse((a + 0.5 * s, b + 0.22 * s, a + 0.62 * s, b + 0.34 * s), fill=(0, 0, 0))
+        elif thing == "door_open":
+            draw.rectangle((a + 0.88 * s, b, a + s, b + s), fill=rgb)
+            draw.rectangle((a + 0.92 * s, b + 0.04 * s, a + 0.96 * s, b + 0.96 * s), fill=(0, 0, 0))
+        elif thing in ("door_closed", "door_locked"):
+            draw.rectangle((a, b, a + s, b + s), fill=rgb)
+            dark = tuple(int(0.45 * v) for v in rgb) if thing == "door_locked" else (0, 0, 0)
+            draw.rectangle((a + 0.06 * s, b + 0.06 * s, a + 0.94 * s, b + 0.94 * s), fill=dark)
+            if thing == "door_locked":
+                draw.rectangle((a + 0.52 * s, b + 0.5 * s, a + 0.75 * s, b + 0.56 * s), fill=rgb)
+            else:
+                draw.rectangle((a + 0.08 * s, b + 0.08 * s, a + 0.92 * s, b + 0.92 * s), outline=rgb)
+                draw.ellipse((a + 0.67 * s, b + 0.42 * s, a + 0.83 * s, b + 0.58 * s), fill=rgb)
+        if thing:
+            canvas.mark((a + 1, b + 1, a + s - 1, b + s - 1), kind=KIND_IDS[thing], colour=COLOUR_IDS[colour])
     a, b, s = agent[0] * tile, agent[1] * tile, tile
-    corners = {
-        "right": [(0.12, 0.19), (0.87, 0.5), (0.12, 0.81)],
-        "down": [(0.81, 0.12), (0.5, 0.87), (0.19, 0.12)],
-        "left": [(0.88, 0.81), (0.13, 0.5), (0.88, 0.19)],
-        "up": [(0.19, 0.88), (0.5, 0.13), (0.81, 0.88)],
-    }
-    draw.polygon([(a + u * s, b + v * s) for u, v in corners[facing]], fill=(255, 0, 0))
+    draw.polygon([(a + u * s, b + v * s) for u, v in _CORNERS[facing]], fill=(255, 0, 0))
     canvas.mark((a + 1, b + 1, a + s - 1, b + s - 1), kind=KIND_IDS[f"agent_{facing}"], colour=COLOUR_IDS["red"])
-    if visible:  # the lit field of view of grid worlds: brighter by 30 %
+    if lit:
         array = np.asarray(canvas.image).astype(np.float32)
-        mask = np.zeros((8, 8, 1), np.float32)
+        mask = np.zeros((side, side, 1), np.float32)
         for x, y in lit:
-            if 0 <= x < 8 and 0 <= y < 8:
+            if 0 <= x < side and 0 <= y < side:
                 mask[y, x] = 0.3
         array += (255 - array) * np.kron(mask, np.ones((tile, tile, 1), np.float32))
         canvas.image.paste(Image.fromarray(array.astype(np.uint8)))
-    return canvas, {"cells": {k: v for k, v in cells.items() if v[1] != "wall"}, "agent": agent, "facing": facing}
+    return canvas
 
 
 def widgets(rng: Random) -> tuple[Canvas, dict[str, Any]]:

@@ -1,11 +1,14 @@
 """Scripts that read out a trained agent."""
 
 import io
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.envs import AgentEnv, Blackjack
@@ -14,6 +17,8 @@ from lightning_vlmq.envs.exact_blackjack import state_means
 from lightning_vlmq.vlm import VLM
 from scripts.babyai_states import egocentric, read_out, worlds
 from scripts.blackjack_critic import Shown, fork
+from scripts.curves import curve, mean, runs
+from scripts.curves import main as curves_main
 
 _FACING = ("right", "down", "left", "up")
 
@@ -69,3 +74,33 @@ def test_a_linear_fact_is_read_out_and_noise_is_not() -> None:
     assert right > 0.9 > commonest
     right, _ = read_out(states, torch.randint(2, (600,)))
     assert 0.3 < right < 0.7
+
+
+def written(folder: Path, values: list[tuple[int, float]]) -> Path:
+    """A run whose TensorBoard files hold a loss from the start on and some scores, a minute a step apart."""
+    writer = SummaryWriter(str(folder))
+    writer.add_scalar("loss", 1.0, 0, walltime=600.0)
+    for step, value in values:
+        writer.add_scalar("eval/goal_reached", value, step, walltime=600.0 + 60 * step)
+    writer.close()
+    return folder
+
+
+def test_curves_of_seeds_are_drawn_with_their_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = curve(written(tmp_path / "seed-1", [(1, 0.0), (3, 1.0)]), "eval/goal_reached", "minutes")
+    other = curve(written(tmp_path / "seed-2", [(2, 0.0), (4, 0.4)]), "eval/goal_reached", "minutes")
+    assert one[0].tolist() == [1, 3]
+    places, values = mean([one, other])
+    assert places.tolist() == [2, 3]
+    assert values == pytest.approx([0.25, 0.6])
+    assert curve(tmp_path / "seed-1", "eval/goal_reached", "updates")[0].tolist() == [2, 4]
+    picture = tmp_path / "curves.png"
+    monkeypatch.setattr(
+        sys, "argv", ["curves", "eval/goal_reached", "--runs", f"both={tmp_path}", "--output", str(picture)]
+    )
+    curves_main()
+    assert Image.open(picture).width > 300
+    with pytest.raises(SystemExit, match=r"has no eval/goal; it has .*eval/goal_reached"):
+        curve(tmp_path / "seed-1", "eval/goal", "minutes")
+    with pytest.raises(SystemExit, match="holds no run with TensorBoard's files"):
+        runs(tmp_path / "nothing")

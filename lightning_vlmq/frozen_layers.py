@@ -1,6 +1,7 @@
 """Layers below the first adapted one: with and without the adapter they compute the same, so once is enough."""
 
 import contextlib
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,20 +16,16 @@ def layers_below_adapter(decoder: nn.Module) -> list[nn.Module]:
 
     None where something outside of the layers is, token embeddings for instance.
     """
-    layers: dict[int, nn.Module] = {}
-    for name, module in decoder.named_modules():
-        if found := re.fullmatch(r"(?:.*\.)?layers\.(\d+)", name):
-            layers[int(found[1])] = module
+    layers = {
+        int(found[1]): module
+        for name, module in decoder.named_modules()
+        if name.count("layers.") == 1 and (found := re.fullmatch(r"(?:.*\.)?layers\.(\d+)", name))
+    }
     trained = {id(p) for p in decoder.parameters() if p.requires_grad}
-    below: list[nn.Module] = []
-    inside = {id(p) for layer in layers.values() for p in layer.parameters()}
-    if trained - inside:
+    if trained - {id(p) for layer in layers.values() for p in layer.parameters()}:
         return []
-    for _, layer in sorted(layers.items()):
-        if any(id(p) in trained for p in layer.parameters()):
-            break
-        below.append(layer)
-    return below
+    in_order = (layer for _, layer in sorted(layers.items()))
+    return list(itertools.takewhile(lambda layer: trained.isdisjoint(map(id, layer.parameters())), in_order))
 
 
 @contextlib.contextmanager

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from lightning_vlmq.envs.blackjack import hand_value
 from scripts.embedded_vlm.alignment import Facts
 from scripts.embedded_vlm.tables import card_value, total
-from scripts.embedded_vlm.world_questions import cell_name
-from scripts.embedded_vlm.worlds import GRID_COLOURS, from_agent
+from scripts.embedded_vlm.world_questions import thing_from_agent
 
 __all__ = ["KNOWN", "NAMED", "Knowledge", "known", "name_thing"]
 
@@ -25,8 +24,6 @@ NAMED = {"cells ahead": 16, "cells to the right": 16}
 """Facts of a thing that the prompt names, as seen from the agent of a grid world: -7 to 7, or not in the picture."""
 
 _NOWHERE = 15
-
-_NAMES = [f"{colour} {thing}" for colour in GRID_COLOURS for thing in ("ball", "box", "key")]
 
 _MENTIONS = (
     "Mission: go to the {}.",
@@ -62,22 +59,19 @@ def known(facts: Facts) -> list[int]:
     return list(found.values())
 
 
-def name_thing(rng: Random, facts: Facts) -> tuple[str, tuple[int, int]] | None:
-    """A sentence that names a thing of a grid world, and its classes of :data:`NAMED`.
+def name_thing(rng: Random, facts: Facts, simple: bool = False) -> tuple[str, tuple[int, int]] | None:
+    """A sentence that names a thing of a grid world, and its classes of :data:`NAMED`; ``None`` for other pictures.
 
-    The thing is there once, or (one time in four) not at all. ``None`` where the picture shows no grid.
+    Args:
+        rng: Source of randomness.
+        facts: The picture's.
+        simple: Always in the same form; what is said in many forms at once is not learned.
     """
-    kind, seen = facts
-    if kind != "grid":
+    if facts[0] != "grid":
         return None
-    names = [cell_name(cell) for cell in seen["cells"].values()]
-    there = [place for place, cell in seen["cells"].items() if names.count(cell_name(cell)) == 1]
-    if there and rng.random() < 0.75:
-        place = rng.choice(there)
-        ahead, right = from_agent(place, seen["agent"], seen["facing"])
-        return rng.choice(_MENTIONS).format(cell_name(seen["cells"][place])), (ahead + 7, right + 7)
-    absent = [name for name in _NAMES if name not in names]
-    return rng.choice(_MENTIONS).format(rng.choice(absent)), (_NOWHERE, _NOWHERE)
+    name, place = thing_from_agent(rng, facts[1])
+    sentence = (_MENTIONS[0] if simple else rng.choice(_MENTIONS)).format(name)
+    return sentence, (place[0] + 7, place[1] + 7) if place else (_NOWHERE, _NOWHERE)
 
 
 class Knowledge(nn.Module):

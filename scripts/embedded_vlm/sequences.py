@@ -15,6 +15,7 @@ from scripts.embedded_vlm.knowledge import name_thing
 from scripts.embedded_vlm.model import IMAGE_TOKENS
 from scripts.embedded_vlm.questions import describe
 from scripts.embedded_vlm.training import worker_random
+from scripts.embedded_vlm.world_questions import short_world_question
 
 __all__ = ["LESSONS", "STATE", "Batch", "Lesson", "Sequences", "collate", "turn_tokens"]
 
@@ -159,6 +160,8 @@ def turn_tokens(rng: Random, tokenizer: Any, facts: Facts | None, lesson: Lesson
     asked = None
     if facts and suits_alignment(facts) and rng.random() < lesson.short:
         asked, kind = short_question(rng, facts, lesson.simple, lesson.found), f"short {kind}"
+    elif facts and kind == "grid" and lesson.worlds and rng.random() < lesson.short:
+        asked, kind = short_world_question(rng, facts[1]), "short grid"
     question, text, copies = make_turn(rng, facts, lesson.copying, 0.0, asked)
     if copies:
         kind = "copy" if text == copies[0] else f"copy+{kind}"
@@ -167,15 +170,20 @@ def turn_tokens(rng: Random, tokenizer: Any, facts: Facts | None, lesson: Lesson
     return tokenizer.encode(question), [*tokenizer.encode(text), tokenizer.eos_token_id], kind
 
 
-def _unasked(rng: Random, tokenizer: Any, facts: Facts) -> tuple[list[int], list[int], bool, tuple[int, int]]:
+def _unasked(
+    rng: Random, tokenizer: Any, facts: Facts, lesson: Lesson
+) -> tuple[list[int], list[int], bool, tuple[int, int]]:
     """A message that asks nothing, a reply, whether the reply is to be learned, classes of the thing that is named.
 
     Half of them say what the picture shows. The others hold any string, as the prompt of an agent does whose task
     nobody has explained: there the states count.
     """
     sentences = [filler(rng) for _ in range(rng.randint(1, 6))]
-    named = name_thing(rng, facts) if rng.random() < 0.8 else None
-    if named:
+    simple = rng.random() < lesson.simple
+    named = name_thing(rng, facts, simple) if rng.random() < 0.8 else None
+    if named and simple:
+        sentences = [named[0], *sentences[: rng.randint(0, 1)]]
+    elif named:
         sentences.insert(rng.randrange(len(sentences)), named[0])
     classes = named[1] if named else (-1, -1)
     message = tokenizer.encode(rng.choice([" ", " ", "\n"]).join(sentences))
@@ -273,7 +281,7 @@ class Sequences(IterableDataset[Any]):
         for turn in range(1, count + 1):
             spoken, classes = True, (-1, -1)
             if facts and rng.random() < lesson.unasked:
-                message, reply, spoken, classes = _unasked(rng, self.tokenizer, facts)
+                message, reply, spoken, classes = _unasked(rng, self.tokenizer, facts, lesson)
                 kind = f"unasked {facts[0]}"
             elif picture < 0 and rng.random() < lesson.numbers:
                 question, text, kind = number_question(rng)

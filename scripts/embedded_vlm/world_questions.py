@@ -5,8 +5,11 @@ from typing import Any
 
 from scripts.embedded_vlm.choices import Question, choice, yes_no
 from scripts.embedded_vlm.words import COLOURS
+from scripts.embedded_vlm.worlds import GRID_COLOURS, Cell, from_agent
 
-__all__ = ["ask_grid", "ask_shapes", "ask_widgets", "cell_name"]
+__all__ = ["ask_grid", "ask_shapes", "ask_widgets", "cell_name", "short_world_question", "thing_from_agent"]
+
+_NAMES = [f"{colour} {thing}" for colour in GRID_COLOURS for thing in ("ball", "box", "key")]
 
 
 def ask_shapes(rng: Random, facts: dict[str, Any]) -> Question:
@@ -59,6 +62,33 @@ def cell_name(cell: tuple[str, str] | None) -> str:
     if thing.startswith("door"):
         return f"{colour} {thing.split('_')[1]} door"
     return f"{colour} {thing}"
+
+
+def thing_from_agent(rng: Random, facts: dict[str, Any]) -> tuple[str, Cell | None]:
+    """A thing that is in a grid world once, or (one time in four) not at all: how far ahead and to the right it is."""
+    cells = facts["cells"]
+    names = [cell_name(cell) for cell in cells.values()]
+    there = [place for place, cell in cells.items() if names.count(cell_name(cell)) == 1]
+    if there and rng.random() < 0.75:
+        place = rng.choice(there)
+        return cell_name(cells[place]), from_agent(place, facts["agent"], facts["facing"])
+    absent = [name for name in _NAMES if name not in names]
+    return rng.choice(absent), None
+
+
+def short_world_question(rng: Random, facts: dict[str, Any]) -> Question:
+    """Ask in few words where a thing is as seen from the agent, for whom ahead is up."""
+    name, place = thing_from_agent(rng, facts)
+    if rng.random() < 0.15:
+        return f"Is the {name} here?", yes_no(place is not None)
+    if place is None:
+        return f"Way to the {name}?", "none"
+    (ahead, right), way = place, []
+    if ahead:
+        way.append(f"{abs(ahead)} {'up' if ahead > 0 else 'down'}")
+    if right:
+        way.append(f"{abs(right)} {'right' if right > 0 else 'left'}")
+    return f"Way to the {name}?", ", ".join(way)
 
 
 def ask_grid(rng: Random, facts: dict[str, Any]) -> Question:

@@ -69,8 +69,8 @@ class VLMQ(AgentModule):
         critic_inputs: ``"standardised"`` scales each dimension of the hidden states by running statistics (ours);
             ``"raw"`` hands them over as they are (the paper).
         critic_states: Whose hidden states the critic reads: ``"base"`` those of the frozen base, which stand still, for
-            the price of a second forward pass from the first adapted layer on; ``"adapted"`` those of the language head, which then learn from the
-            critic's loss, too (the paper); ``"detached"`` the same without that.
+            the price of a second forward pass from the first adapted layer on; ``"adapted"`` those of the language
+            head, which then learn from the critic's loss, too (the paper); ``"detached"`` the same without that.
         gamma: Discount from a turn's last token to the next turn.
         in_turn_discount: Discount per token inside a turn; ``null`` takes gamma.
         trace: lambda of the tree backup inside a turn; 0 is the paper's one-step target.

@@ -20,6 +20,7 @@ from scripts.embedded_vlm.pictures import SHARES, make_scene
 from scripts.embedded_vlm.sequences import LESSONS, STATE, Sequences, turn_tokens
 from scripts.embedded_vlm.vision import Classifier
 from scripts.embedded_vlm.words import WORDS
+from scripts.embedded_vlm.world_questions import way
 from scripts.embedded_vlm.worlds import _seen
 
 FOLDER = Path(__file__).parents[1] / "lightning_vlmq" / "embedded"
@@ -118,9 +119,10 @@ def test_training_text_never_holds_the_tag():
 
 def test_tables_of_the_second_pool_are_drawn_where_a_lesson_asks_for_cards(processor):
     rng = Random(12)
-    scenes = [make_scene(rng, "labels") for _ in range(3)] + [make_scene(rng, "hands") for _ in range(3)]
+    kinds = ["labels"] * 3 + ["hands"] * 3 + ["view", "grid"]
+    scenes = [make_scene(rng, kind) for kind in kinds]
     facts = [(scene.kind, scene.facts) for scene in scenes]
-    lesson = LESSONS[-1]._replace(end=10, pictured=1.0, copying=0.0)
+    lesson = LESSONS[-1]._replace(end=10, pictured=1.0, copying=0.0, worlds=0.0)
 
     def shown(**changes: float) -> set[int]:
         stream = iter(Sequences(processor.tokenizer, facts, 1, (lesson._replace(**changes),), general=3))
@@ -129,6 +131,7 @@ def test_tables_of_the_second_pool_are_drawn_where_a_lesson_asks_for_cards(proce
     assert shown(cards=0.0) == {0, 1, 2}
     assert shown(cards=0.0, short=0.5) == {0, 1, 2}
     assert shown(cards=1.0) == {3, 4, 5}
+    assert shown(cards=0.0, labels=0.0, worlds=1.0) == {6, 7}
     assert shown(cards=0.0, labels=1.0) == {0, 1, 2}
 
 
@@ -208,6 +211,13 @@ def test_a_named_thing_is_placed_as_seen_from_the_agent() -> None:
         found_twice = name_thing(Random(number), ("grid", {"cells": twice, "agent": (3, 3), "facing": "up"}))
         assert found_twice
         assert "red ball" not in found_twice[0]
+
+
+@pytest.mark.parametrize(
+    ("place", "answer"), [((3, -2), "3 up, 2 left"), ((-1, 4), "1 down, 4 right"), ((0, 1), "1 right"), (None, "none")]
+)
+def test_the_way_to_a_thing_in_words(place: tuple[int, int] | None, answer: str) -> None:
+    assert way(place) == answer
 
 
 def test_an_agents_view_shows_what_lies_around_it_and_hides_what_walls_hide() -> None:

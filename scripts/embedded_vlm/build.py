@@ -18,6 +18,8 @@ __all__ = ["assemble", "build", "export"]
 
 POOL_CHUNKS = 36
 TABLE_CHUNKS = 14
+VIEW_CHUNKS = 6
+WORLD_CHUNKS = 8  # those above among them
 
 
 def _processor(work: Path) -> Idefics3Processor:
@@ -94,5 +96,7 @@ def build(work: Path, output: Path, threads: int = 2, device: str = "cpu", worke
     model.to(device)
     make_pool(model, processor.tokenizer, work, POOL_CHUNKS, seed=1, workers=workers)
     make_pool(model, processor.tokenizer, work, TABLE_CHUNKS, seed=2, kind="hands", workers=workers)
-    train_language(model, processor.tokenizer, work, pool=1, tables=2, workers=workers)
+    make_pool(model, processor.tokenizer, work, VIEW_CHUNKS, seed=3, kind="view", workers=workers)
+    make_pool(model, processor.tokenizer, work, WORLD_CHUNKS, seed=3, kind="grid", workers=workers)
+    train_language(model, processor.tokenizer, work, pool=1, tables=2, worlds=3, workers=workers)
     export(model.cpu(), processor, output)

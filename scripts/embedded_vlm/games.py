@@ -13,6 +13,8 @@ from lightning_vlmq.envs import AgentEnv, BabyAI, Blackjack, NumberLine
 from lightning_vlmq.envs.exact_numberline import numberline_pairs
 from lightning_vlmq.turns import Observation
 from scripts.embedded_vlm.tables import card_value
+from scripts.embedded_vlm.world_questions import way
+from scripts.embedded_vlm.worlds import from_agent
 
 __all__ = ["read_games"]
 
@@ -69,23 +71,29 @@ def read_games(folder: Path, count: int = 60, seed: int = 0) -> dict[str, float]
 
 
 def _babyai(count: int) -> dict[str, tuple[list[Image.Image], str, list[str]]]:
-    """Questions about worlds of ``GoToRedBallGrey``."""
-    env = AgentEnv(BabyAI())
+    """Questions about worlds of ``GoToRedBallGrey``, seen from above and by the agent."""
+    env, own = AgentEnv(BabyAI()), AgentEnv(BabyAI(view="agent", pad_to=8))
     worlds: list[Image.Image] = []
-    facing, agent, ball = [], [], []
+    views: list[Image.Image] = []
+    facing, agent, ball, above, seen = [], [], [], [], []
     for seed in range(count):
         observation = env.reset(seed=seed)
         worlds.append(_shown(observation))
-        summary = observation.summary
-        x, y, way = re.findall(r"You are at (\d), (\d) facing (\w+)", summary)[0]
-        column, row = re.findall(r"A red ball is at (\d), (\d)", summary)[0]
-        facing.append(way)
+        views.append(_shown(own.reset(seed=seed)))
+        x, y, direction = re.findall(r"You are at (\d), (\d) facing (\w+)", observation.summary)[0]
+        column, row = re.findall(r"A red ball is at (\d), (\d)", observation.summary)[0]
+        facing.append(direction)
         agent.append(f"{x} {y}")
         ball.append(f"{column} {row}")
+        ahead, right = from_agent((int(column), int(row)), (int(x), int(y)), direction)
+        above.append(way((ahead, right)))
+        seen.append(way((ahead, right) if ahead >= 0 and abs(right) <= 3 else None))
     return {
         "BabyAI, facing?": (worlds, "Which way is the agent facing?", facing),
         "BabyAI, agent's cell?": (worlds, "Where is the agent?", agent),
         "BabyAI, red ball's cell?": (worlds, "Where is the red ball?", ball),
+        "BabyAI, way to the red ball?": (worlds, "Way to the red ball?", above),
+        "BabyAI, agent's view, way to the red ball?": (views, "Way to the red ball?", seen),
     }
 
 

@@ -62,7 +62,8 @@ class Lesson(NamedTuple):
 
 
 LESSONS = (
-    # end, pictured, short, simple, describing, copying, wordy, numbers, cards, batch, labels, found, unasked, merge
+    # end, pictured, short, simple, describing, copying, wordy, numbers, cards, batch, labels, found, unasked, merge,
+    # worlds
     # Text alone first: copying is learned in minutes where every token of a batch practises it.
     Lesson(450, 0.0, 0.0, 0.0, 0.0, 0.6, 0.0, 0.1),
     # Comparing and adding numbers in words: not learned from pictures alone in thousands of steps.
@@ -100,6 +101,9 @@ LESSONS = (
     Lesson(36750, 0.95, 0.5, 0.5, 0.05, 0.3, 0.3, 0.5, 0.38, 16, 0.12, 0.5, 0.4, (28750, 0.3)),
     # Points of a row as one more fact, and the aces among low cards that it needs.
     Lesson(40250, 0.95, 0.5, 0.5, 0.05, 0.25, 0.3, 0.5, 0.5, 16, 0.12, 0.5, 0.5, (36750, 0.3)),
+    # Agents' views and where a named thing is as seen from the agent, in few forms first; then everything once more.
+    Lesson(41400, 0.97, 0.8, 0.85, 0.03, 0.15, 0.15, 0.5, 0.15, 16, 0.08, 0.5, 0.5, None, 0.65),
+    Lesson(42200, 0.95, 0.6, 0.6, 0.05, 0.25, 0.3, 0.5, 0.3, 16, 0.12, 0.5, 0.5, (40250, 0.3), 0.4),
 )
 
 

@@ -7,7 +7,7 @@ from scripts.embedded_vlm.choices import Question, choice, yes_no
 from scripts.embedded_vlm.words import COLOURS
 from scripts.embedded_vlm.worlds import GRID_COLOURS, Cell, from_agent
 
-__all__ = ["ask_grid", "ask_shapes", "ask_widgets", "cell_name", "short_world_question", "thing_from_agent"]
+__all__ = ["ask_grid", "ask_shapes", "ask_widgets", "cell_name", "short_world_question", "thing_from_agent", "way"]
 
 _NAMES = [f"{colour} {thing}" for colour in GRID_COLOURS for thing in ("ball", "box", "key")]
 
@@ -81,14 +81,17 @@ def short_world_question(rng: Random, facts: dict[str, Any]) -> Question:
     name, place = thing_from_agent(rng, facts)
     if rng.random() < 0.15:
         return f"Is the {name} here?", yes_no(place is not None)
+    return f"Way to the {name}?", way(place)
+
+
+def way(place: Cell | None) -> str:
+    """Where something is as seen from the agent, ``3 up, 2 right`` for instance; ``none`` if it is not to be seen."""
     if place is None:
-        return f"Way to the {name}?", "none"
-    (ahead, right), way = place, []
-    if ahead:
-        way.append(f"{abs(ahead)} {'up' if ahead > 0 else 'down'}")
-    if right:
-        way.append(f"{abs(right)} {'right' if right > 0 else 'left'}")
-    return f"Way to the {name}?", ", ".join(way)
+        return "none"
+    ahead, right = place
+    parts = [f"{abs(ahead)} {'up' if ahead > 0 else 'down'}"] if ahead else []
+    parts += [f"{abs(right)} {'right' if right > 0 else 'left'}"] if right else []
+    return ", ".join(parts)
 
 
 def ask_grid(rng: Random, facts: dict[str, Any]) -> Question:

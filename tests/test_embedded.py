@@ -241,7 +241,7 @@ def test_an_agents_view_shows_what_lies_around_it_and_hides_what_walls_hide() ->
 
 def test_every_worker_makes_sequences_of_its_own_and_no_step_is_missing(processor):
     scenes = [make_scene(Random(seed), "labels") for seed in range(4)]
-    lessons = tuple(LESSONS[-1]._replace(end=step + 1, batch=step + 1, cards=0.0) for step in range(6))
+    lessons = tuple(LESSONS[-1]._replace(end=step + 1, batch=step + 1, cards=0.0, worlds=0.0) for step in range(6))
     data = Sequences(processor.tokenizer, [(s.kind, s.facts) for s in scenes], 1, lessons)
     stream = iter(DataLoader(data, batch_size=None, num_workers=2))
     batches = [next(stream) for _ in range(6)]

@@ -24,7 +24,15 @@ def check_options(hp: Mapping[str, Any]) -> None:
     for name in ("td_weight", "warmup_steps", "critic_warmup_steps", "decay_steps"):
         if hp[name] is not None and hp[name] < 0:
             raise ValueError(f"{name} must not be negative, not {hp[name]}")
-    for name in ("popart_step", "popart_init", "top_k", "top_p", "policy_temperature", "filter_temperature"):
+    for name in (
+        "popart_step",
+        "popart_init",
+        "top_k",
+        "top_p",
+        "policy_temperature",
+        "filter_temperature",
+        "td_huber",
+    ):
         if hp[name] is not None and hp[name] <= 0:
             raise ValueError(f"{name} must be above 0, not {hp[name]}")
     for name, value in hp.items():

@@ -64,6 +64,8 @@ class VLMQ(AgentModule):
         filter_clip: Largest weight of the exponential filter.
         min_pass_rate: Guard: if fewer tokens of a batch pass, the batch's own quantile is the threshold.
         td_weight: lambda of eq. 7; 0 trains no critic and filters nothing: SFT (eq. 3) exactly.
+        td_huber: Error of the critic, in PopArt's scale, beyond which it counts linearly (Huber), for rewards whose
+            rare extremes would drown the rest; ``null`` squares all (the paper).
         critic: ``"mlp"`` is the paper's head; ``"embeddings"`` scores tokens by their frozen embeddings.
         critic_width: Hidden units of the critic.
         critic_inputs: ``"standardised"`` scales each dimension of the hidden states by running statistics (ours);
@@ -106,6 +108,7 @@ class VLMQ(AgentModule):
         filter_clip: float = 20.0,
         min_pass_rate: float = 0.0,
         td_weight: float = 1.0,
+        td_huber: float | None = None,
         critic: Literal["mlp", "embeddings"] = "mlp",
         critic_width: int = 400,
         critic_inputs: Literal["standardised", "raw"] = "standardised",
@@ -185,7 +188,8 @@ class VLMQ(AgentModule):
         targets = self._targets(batch, heads.states, support)
         if self.training:
             self.critic.observe(heads.states, targets, batch.mask & batch.td.unsqueeze(-1), batch.weight)
-        critic = td_loss(heads.prediction, self.critic.popart.normalise(targets), batch.mask, batch.weight * batch.td)
+        normalised = self.critic.popart.normalise(targets)
+        critic = td_loss(heads.prediction, normalised, batch.mask, batch.weight * batch.td, hp["td_huber"])
         loss = actor + hp["td_weight"] * critic
         logs = {"loss/actor": actor.detach(), "loss/critic": critic.detach()}
         if self.should_log():

@@ -85,6 +85,17 @@ def test_td_loss() -> None:
     assert td_loss(prediction, target, MASK, torch.tensor([2.0, 0.0])).item() == 7.0
 
 
+def test_td_loss_beyond_huber_grows_evenly() -> None:
+    # errors 1, -3, 0.5 and 2: squared up to 1, then 2 |e| - 1
+    prediction = torch.tensor([[1.0, -3.0], [0.5, 2.0]], requires_grad=True)
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    loss = td_loss(prediction, torch.zeros(2, 2), mask, huber=1.0)
+    assert loss.item() == pytest.approx(((1 + 5) / 2 + (0.25 + 3) / 2) / 2)
+    loss.backward()
+    assert prediction.grad is not None
+    assert prediction.grad.tolist() == [[0.5, -0.5], [0.25, 0.5]]  # 2 e, at most 2, over four
+
+
 def test_td_loss_gradient() -> None:
     # 2 (prediction - target) / tokens / turns, into the prediction only
     prediction = torch.tensor([[1.0, 0.0, 4.0], [-1.0, 0.0, 0.0]], requires_grad=True)

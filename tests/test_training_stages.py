@@ -45,3 +45,14 @@ def test_a_stage_goes_on_from_between_its_weights_and_earlier_ones(tmp_path):
     for name, parameter in merged.module.named_parameters():
         torch.testing.assert_close(parameter.data, 0.75 * plain[name] + 0.25 * earlier[name])
         assert torch.equal(merged.average.values[name], parameter.data)
+
+
+def test_a_stage_that_begins_on_trained_weights_warms_up_and_merges_with_them(tmp_path):
+    torch.manual_seed(0)
+    given = {name: value.clone() for name, value in Tower().named_parameters()}
+    trained = run_stage(tmp_path / "later.pt", 6, begin=3, merges={6: (3, 0.5)})
+    assert run_stage(tmp_path / "fresh.pt", 0, begin=3).start == 3
+    assert trained._factor(3) == trained._factor(4) / 2  # two steps of warm-up, of three
+    plain = run_stage(tmp_path / "plain.pt", 6, begin=3).average.values
+    for name, value in trained.average.values.items():
+        torch.testing.assert_close(value, 0.5 * plain[name] + 0.5 * given[name])

@@ -14,12 +14,15 @@ from scripts.embedded_vlm.processor import make_processor, shrink
 from scripts.embedded_vlm.training import Average
 from scripts.embedded_vlm.vision import Classifier, train_vision
 
-__all__ = ["assemble", "build", "export"]
+__all__ = ["assemble", "build", "export", "extend"]
 
 POOL_CHUNKS = 36
 TABLE_CHUNKS = 14
 VIEW_CHUNKS = 6
 WORLD_CHUNKS = 8  # those above among them
+
+EXTENSION_RATE = 1.2e-3
+"""Peak learning rate of lessons on weights that are trained already."""
 
 
 def _processor(work: Path) -> Idefics3Processor:
@@ -94,9 +97,43 @@ def build(work: Path, output: Path, threads: int = 2, device: str = "cpu", worke
     train_vision(work, device=device, workers=workers)
     model, processor = assemble(work)
     model.to(device)
+    _make_pools(model, processor, work, workers)
+    train_language(model, processor.tokenizer, work, pool=1, tables=2, worlds=3, workers=workers)
+    export(model.cpu(), processor, output)
+
+
+def extend(
+    work: Path, source: Path, output: Path, begin: int, threads: int = 2, device: str = "cpu", workers: int = 1
+) -> None:
+    """Practise the lessons behind a step on weights that have reached it.
+
+    Args:
+        work: Working folder, another one than that of :func:`build`.
+        source: Model folder whose weights are those of step ``begin``.
+        output: Model folder to write.
+        begin: The step.
+        threads: CPU threads.
+        device: Device to train on.
+        workers: Processes that draw pictures and make sequences.
+    """
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    model = Idefics3ForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(source)
+    model.to(device)
+    _make_pools(model, processor, work, workers)
+    train_language(
+        model, processor.tokenizer, work, rate=EXTENSION_RATE, flat=0.6, begin=begin, pool=1, tables=2, worlds=3,
+        workers=workers,
+    )  # fmt: skip
+    export(model.cpu(), processor, output)
+
+
+def _make_pools(
+    model: Idefics3ForConditionalGeneration, processor: Idefics3Processor, work: Path, workers: int
+) -> None:
+    """All pictures of the language stage, with the tower's features."""
     make_pool(model, processor.tokenizer, work, POOL_CHUNKS, seed=1, workers=workers)
     make_pool(model, processor.tokenizer, work, TABLE_CHUNKS, seed=2, kind="hands", workers=workers)
     make_pool(model, processor.tokenizer, work, VIEW_CHUNKS, seed=3, kind="view", workers=workers)
     make_pool(model, processor.tokenizer, work, WORLD_CHUNKS, seed=3, kind="grid", workers=workers)
-    train_language(model, processor.tokenizer, work, pool=1, tables=2, worlds=3, workers=workers)
-    export(model.cpu(), processor, output)

@@ -175,8 +175,8 @@ def _score(batch: Batch, right: Tensor) -> dict[str, list[int]]:
 
 def train_language(
     model: Idefics3ForConditionalGeneration, tokenizer: Any, folder: Path, *, lessons: tuple[Lesson, ...] = LESSONS,
-    rate: float = 1.5e-3, seed: int = 7, pool: int = 1, tables: int | None = None, worlds: int | None = None,
-    workers: int = 1,
+    rate: float = 1.5e-3, flat: float = 0.85, begin: int = 0, seed: int = 7, pool: int = 1, tables: int | None = None,
+    worlds: int | None = None, workers: int = 1,
 ) -> None:  # fmt: skip
     """Train connector and language model on questions about a pool of pictures; the model ends with averaged weights.
 
@@ -185,7 +185,9 @@ def train_language(
         tokenizer: Its tokenizer.
         folder: Working folder with the pool; ``language.pt`` is kept there and continued.
         lessons: What is practised when; the last one's end is the number of optimiser steps.
-        rate: Peak learning rate; it falls over the last seventh.
+        rate: Peak learning rate.
+        flat: Share of the steps at it, before it falls.
+        begin: Step that the model has reached already; only the lessons behind it are practised.
         seed: Seed of the questions.
         pool: Seed of the pool.
         tables: Seed of a second pool, of cards only; they are drawn where a lesson asks for cards.
@@ -200,7 +202,7 @@ def train_language(
     steps = lessons[-1].end
     merges = {lesson.end: lesson.merge for lesson in lessons if lesson.merge}
     path = folder / "language.pt"
-    trained = Trained(module, path, steps, rate, muon_rate=1.0, warm_up=50, flat=0.85, merges=merges)
+    trained = Trained(module, path, steps, rate, muon_rate=1.0, warm_up=50, flat=flat, begin=begin, merges=merges)
     start = trained.start
     features, facts, tiles = load_pool(folder, pool)
     general = len(facts)

@@ -67,6 +67,8 @@ class Trained:
         clip: Largest norm of the gradient.
         warm_up: Steps until the peak rate.
         flat: Share of the steps at the peak rate, before it falls to 2 % of it.
+        begin: Step at which the module's present weights count as trained, where there is no state on disk; the rate
+            warms up and falls over the steps from there on.
         merges: After these steps the weights become the average of the averaged ones and those of an earlier step:
             number of that step, share of the earlier ones.
 
@@ -85,11 +87,12 @@ class Trained:
         clip: float = 1.0,
         warm_up: int = 100,
         flat: float = 0.0,
+        begin: int = 0,
         merges: Mapping[int, tuple[int, float]] | None = None,
     ) -> None:
         self.module, self.path, self.steps, self.clip = module, path, steps, clip
         self.merges = dict(merges or {})
-        self.warm_up, self.flat, self.start = warm_up, flat, 0
+        self.warm_up, self.flat, self.begin, self.start = warm_up, flat, begin, begin
         self.average = Average(module)
         path.parent.mkdir(parents=True, exist_ok=True)
         matrices, others = [], []
@@ -110,6 +113,8 @@ class Trained:
             self.average.values = state["average"]
             for (_, optimizer), kept in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(kept)
+        elif any(begin == earlier for earlier, _ in self.merges.values()):
+            torch.save(self.average.values, self._kept(begin))
 
     def update(self, step: int, loss: Tensor) -> None:
         """Make one step down the gradient; the state is kept now and then, and at the end.
@@ -153,8 +158,9 @@ class Trained:
 
     def _factor(self, step: int) -> float:
         """Linear warm-up, the peak, then a cosine."""
-        start = max(self.warm_up, int(self.flat * self.steps))
-        progress = min(1.0, max(0.0, (step - start) / max(1, self.steps - start)))
+        step, steps = step - self.begin, self.steps - self.begin
+        start = max(self.warm_up, int(self.flat * steps))
+        progress = min(1.0, max(0.0, (step - start) / max(1, steps - start)))
         return min(1.0, (step + 1) / self.warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(progress * math.pi)))
 
     def _save(self, step: int) -> None:

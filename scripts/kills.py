@@ -19,7 +19,7 @@ import sys
 import time
 import zlib
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,10 @@ class Kills:
     ended: bool = False
     steps: list[int] = field(default_factory=list)
 
+    def write(self, folder: Path) -> None:
+        """Writes ``kills.json``, after each kill anew: nothing is lost where the search itself is stopped."""
+        (folder / "kills.json").write_text(json.dumps(vars(self), indent=1))
+
 
 def main() -> None:
     """Entry."""
@@ -72,8 +76,7 @@ def main() -> None:
     found = kill_often(
         [f"--config={options.config}", *extra], options.folder, options.kills, options.longest, options.seed
     )
-    (options.folder / "kills.json").write_text(json.dumps(asdict(found), indent=1))
-    print({key: value for key, value in asdict(found).items() if key != "steps"})
+    print({key: value for key, value in vars(found).items() if key != "steps"})
     if found.ended and found.resumed < options.kills:
         print("the fit ended too early: give it more epochs or steps")
 
@@ -98,6 +101,7 @@ def kill_often(arguments: list[str], folder: Path, kills: int, longest: float, s
                 code = process.wait(timeout=rng.uniform(0, longest))
                 found.failed += code != 0
                 found.ended = code == 0
+                found.write(folder)
                 return found
             except subprocess.TimeoutExpired:
                 process.kill()
@@ -110,8 +114,10 @@ def kill_often(arguments: list[str], folder: Path, kills: int, longest: float, s
                 found.wrong += _differences(checkpoint, lines[0])
             found.damaged += _damage(folder)
             found.steps.append((_checkpoint(folder) or {"global_step": 0})["global_step"])
+            found.write(folder)
             print(f"{found.resumed} of {found.kills} kills behind a step of a resumed fit", end="\r", flush=True)
         found.ended = subprocess.run(command, stdout=log, stderr=log, check=False).returncode == 0
+    found.write(folder)
     return found
 
 

@@ -28,6 +28,7 @@ def test_offline_to_online_survives_kills(tiny_folder: Path, tmp_path: Path, cap
     assert found.resumed == 2
     assert sum(found.fell.values()) == found.kills == len(found.steps) >= 3  # the first one had nothing to go on from
     assert found.steps == sorted(found.steps)
+    assert json.loads((tmp_path / "run" / "kills.json").read_text()) == vars(found)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["steps"] == 2 * 40
     episodes = list(TurnStore(tmp_path / "run" / "experience" / "rank-0").episodes())

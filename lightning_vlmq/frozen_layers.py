@@ -1,11 +1,13 @@
 """Layers below the first adapted one: with and without the adapter they compute the same, so once is enough."""
 
 import contextlib
+import functools
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["layers_below_adapter", "noted", "repeated"]
@@ -30,15 +32,16 @@ def layers_below_adapter(decoder: nn.Module) -> list[nn.Module]:
 
 @contextlib.contextmanager
 def noted(layers: Sequence[nn.Module]) -> Iterator[list[Any]]:
-    """Within this context the layers run as in inference, without dropout; yields the list of what they return."""
+    """Within this context the layers run as in inference, without dropout; yields a list for the last one's output."""
     outputs: list[Any] = []
     modes = [(part, part.training) for layer in layers for part in layer.modules()]
 
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        outputs.append(_copied(output))
+        # a copy: some families add to a layer's output in place
+        outputs.append(_each_tensor(output, lambda tensor: tensor.detach().clone()))
 
     with contextlib.ExitStack() as stack:
-        for layer in layers:
+        for layer in layers[-1:]:
             stack.callback(layer.register_forward_hook(note).remove)
         for part, training in modes:
             stack.callback(setattr, part, "training", training)
@@ -48,21 +51,21 @@ def noted(layers: Sequence[nn.Module]) -> Iterator[list[Any]]:
 
 @contextlib.contextmanager
 def repeated(layers: Sequence[nn.Module], outputs: Sequence[Any]) -> Iterator[None]:
-    """Within this context each layer returns what was noted of it, whatever it is given."""
+    """Within this context the last layer returns what was noted of it; those below, which nobody reads then, zeros."""
     with contextlib.ExitStack() as stack:
-        for layer, output in zip(layers, outputs, strict=True):
+        for layer in layers:
             stack.callback(delattr, layer, "forward")
-            layer.forward = _returning(output)
+            layer.forward = functools.partial(_repeat, outputs[0], layer is layers[-1])
         yield
 
 
-def _returning(output: Any) -> Callable[..., Any]:
-    return lambda *_, **__: output
+def _repeat(output: Any, is_last: bool, *_: Any, **__: Any) -> Any:
+    return output if is_last else _each_tensor(output, torch.zeros_like)
 
 
-def _copied(output: Any) -> Any:
-    """The tensors of an output, apart from it: some families add to a layer's output in place."""
+def _each_tensor(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A layer's output, a tensor or a tuple with tensors, with each of them changed."""
     if isinstance(output, Tensor):
-        return output.detach().clone()
+        return change(output)
     assert isinstance(output, tuple)
-    return tuple(each.detach().clone() if isinstance(each, Tensor) else each for each in output)
+    return tuple(change(each) if isinstance(each, Tensor) else each for each in output)

@@ -39,6 +39,22 @@ def test_both_are_those_of_two_whole_passes(family: str, tmp_path: Path) -> None
     torch.testing.assert_close(vlm.hidden(inputs), expected, rtol=0, atol=0)  # nothing is left behind
 
 
+def test_of_several_layers_below_the_adapter_only_the_last_one_counts() -> None:
+    vlm = VLM(lora_layers=1)
+    torch.manual_seed(0)
+    for name, parameter in vlm.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    inputs = TurnEncoder(vlm).batch(*pairs()).inputs
+    with torch.no_grad(), vlm.base():
+        base = vlm.hidden(inputs)
+    expected = vlm.hidden(inputs)
+    assert len(layers_below_adapter(vlm.hf.get_decoder())) == 3
+    hidden, states = vlm.hidden_and_base(inputs)
+    torch.testing.assert_close(hidden, expected, rtol=0, atol=0)
+    torch.testing.assert_close(states, base, rtol=0, atol=0)
+
+
 def test_only_what_nothing_trained_precedes_is_shared() -> None:
     count = len(VLM(lora_rank=0).hf.get_decoder().layers)
     for options, shared in (({"lora_rank": 0}, count), ({}, 0), ({"lora_layers": 1, "train_head": True}, 0)):

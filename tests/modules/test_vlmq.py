@@ -181,6 +181,7 @@ def test_every_option_changes_a_loss_that_trains(vlm: VLM, batch: TokenBatch, op
         ({"decay_steps": -1}, "decay_steps must not be negative"),
         ({"popart_init": 0.0}, "popart_init must be above 0"),
         ({"popart_step": 0.0}, "popart_step must be above 0"),
+        ({"td_huber": 0.0}, "td_huber must be above 0"),
         ({"top_k": 0}, "top_k must be above 0"),
         ({"lr": float("nan")}, "lr must be a finite number, not nan"),
         ({"threshold": float("-inf")}, "threshold must be a finite number, not -inf; null means none"),

@@ -20,6 +20,8 @@ from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.envs import AgentEnv, BabyAI
 from lightning_vlmq.turns import Observation, Turn
 from scripts.blackjack_critic import fork_states
+from scripts.embedded_vlm.games import told
+from scripts.embedded_vlm.worlds import from_agent
 
 STEPS = (0, 0, 1, 2, 4, 8)
 """Random steps before a world is looked at, one of them."""
@@ -29,9 +31,6 @@ VIEWS: dict[str, dict[str, Any]] = {
     "agent": {"view": "agent"},
     "agent, padded to 8": {"view": "agent", "pad_to": 8},
 }
-
-FORWARD = ((1, 0), (0, 1), (-1, 0), (0, -1))
-"""Of the directions right, down, left, up."""
 
 
 def main() -> None:
@@ -54,20 +53,12 @@ def main() -> None:
 
 def worlds(view: str, count: int) -> tuple[list[Turn], dict[str, list[int]]]:
     """What is seen of worlds of GoToRedBallGrey, and facts of them as numbers of classes; -1 where there is none."""
-    task = BabyAI("BabyAI-GoToRedBallGrey-v0", **VIEWS[view])
-    env, rng = AgentEnv(task), Random(0)
+    env, rng = AgentEnv(BabyAI("BabyAI-GoToRedBallGrey-v0", **VIEWS[view])), Random(0)
     turns: list[Turn] = []
     facts: dict[str, list[int]] = {"the bot's action": [], "ball in view": [], "its side": [], "cells ahead": []}
     for number in range(count):
         seen = walk(env, rng, number)
-        world = task.unwrapped._env
-        ball = next(
-            (x, y)
-            for x in range(world.width)
-            for y in range(world.height)
-            if (thing := world.grid.get(x, y)) is not None and (thing.type, thing.color) == ("ball", "red")
-        )
-        ahead, right = egocentric(world.agent_pos, world.agent_dir, ball)
+        ahead, right = from_agent(*told(seen))
         visible = 0 <= ahead < 7 and abs(right) <= 3
         turns.append(Turn(env.name, str(number), 0, seen))
         expert = env.expert_action()
@@ -87,13 +78,6 @@ def walk(env: AgentEnv, rng: Random, seed: int) -> Observation:
         if outcome.terminated or outcome.truncated:
             return env.reset(seed=10**6 + 100 * seed + step)
     return seen
-
-
-def egocentric(place: tuple[int, int], direction: int, thing: tuple[int, int]) -> tuple[int, int]:
-    """How many cells a thing lies ahead of who stands at ``place``, and how many to its right."""
-    dx, dy = int(thing[0] - place[0]), int(thing[1] - place[1])
-    fx, fy = FORWARD[direction]
-    return fx * dx + fy * dy, fx * dy - fy * dx
 
 
 def read_out(states: Tensor, classes: Tensor) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.frozen_layers import layers_below_adapter, noted, repeated
-from lightning_vlmq.vlm import VLM
+from lightning_vlmq.vlm import EMBEDDED, VLM
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -40,11 +40,7 @@ def test_both_are_those_of_two_whole_passes(family: str, tmp_path: Path) -> None
 
 
 def test_of_several_layers_below_the_adapter_only_the_last_one_counts() -> None:
-    vlm = VLM(lora_layers=1)
-    torch.manual_seed(0)
-    for name, parameter in vlm.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
+    vlm = adapted(EMBEDDED, lora_layers=1)
     inputs = TurnEncoder(vlm).batch(*pairs()).inputs
     with torch.no_grad(), vlm.base():
         base = vlm.hidden(inputs)

@@ -15,12 +15,11 @@ from lightning_vlmq.envs import AgentEnv, Blackjack
 from lightning_vlmq.envs.blackjack import BlackjackState
 from lightning_vlmq.envs.exact_blackjack import state_means
 from lightning_vlmq.vlm import VLM
-from scripts.babyai_states import egocentric, read_out, worlds
+from scripts.babyai_states import read_out, worlds
 from scripts.blackjack_critic import Shown, fork
 from scripts.curves import curve, mean, runs
 from scripts.curves import main as curves_main
-
-_FACING = ("right", "down", "left", "up")
+from scripts.embedded_vlm.worlds import from_agent
 
 
 def test_hit_and_stand_part_behind_the_tag(vlm: VLM) -> None:
@@ -44,11 +43,11 @@ def test_values_of_a_state_are_averaged_over_its_hands() -> None:
 
 
 @pytest.mark.parametrize(
-    ("direction", "expected"), [(0, (2, -1)), (1, (-1, -2)), (2, (-2, 1)), (3, (1, 2))], ids=_FACING
+    ("facing", "expected"), [("right", (2, -1)), ("down", (-1, -2)), ("left", (-2, 1)), ("up", (1, 2))]
 )
-def test_where_a_thing_is_as_seen_by_the_agent(direction: int, expected: tuple[int, int]) -> None:
+def test_where_a_thing_is_as_seen_by_the_agent(facing: str, expected: tuple[int, int]) -> None:
     # two cells to the east, one to the north
-    assert egocentric((3, 3), direction, (5, 2)) == expected
+    assert from_agent((5, 2), (3, 3), facing) == expected
 
 
 @pytest.mark.parametrize(("view", "side"), [("agent", 7), ("agent, padded to 8", 8)])

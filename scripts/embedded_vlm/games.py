@@ -14,9 +14,9 @@ from lightning_vlmq.envs.exact_numberline import numberline_pairs
 from lightning_vlmq.turns import Observation
 from scripts.embedded_vlm.tables import card_value
 from scripts.embedded_vlm.world_questions import way
-from scripts.embedded_vlm.worlds import from_agent
+from scripts.embedded_vlm.worlds import Cell, from_agent
 
-__all__ = ["read_games"]
+__all__ = ["read_games", "told"]
 
 _COMPARE = "+ if current is below target, - if above, else =."
 _RANKS = ("A", "2", "3", "4", "5", "6", "7", "8", "9", "J", "Q", "K")
@@ -80,12 +80,11 @@ def _babyai(count: int) -> dict[str, tuple[list[Image.Image], str, list[str]]]:
         observation = env.reset(seed=seed)
         worlds.append(_shown(observation))
         views.append(_shown(own.reset(seed=seed)))
-        x, y, direction = re.findall(r"You are at (\d), (\d) facing (\w+)", observation.summary)[0]
-        column, row = re.findall(r"A red ball is at (\d), (\d)", observation.summary)[0]
+        (column, row), (x, y), direction = told(observation)
         facing.append(direction)
         agent.append(f"{x} {y}")
         ball.append(f"{column} {row}")
-        ahead, right = from_agent((int(column), int(row)), (int(x), int(y)), direction)
+        ahead, right = from_agent((column, row), (x, y), direction)
         above.append(way((ahead, right)))
         seen.append(way((ahead, right) if ahead >= 0 and abs(right) <= 3 else None))
     return {
@@ -95,6 +94,13 @@ def _babyai(count: int) -> dict[str, tuple[list[Image.Image], str, list[str]]]:
         "BabyAI, way to the red ball?": (worlds, "Way to the red ball?", above),
         "BabyAI, agent's view, way to the red ball?": (views, "Way to the red ball?", seen),
     }
+
+
+def told(observation: Observation) -> tuple[Cell, Cell, str]:
+    """Where the red ball is, where the agent, and which way it faces, by the world in words."""
+    x, y, facing = re.findall(r"You are at (\d), (\d) facing (\w+)", observation.summary)[0]
+    column, row = re.findall(r"A red ball is at (\d), (\d)", observation.summary)[0]
+    return (int(column), int(row)), (int(x), int(y)), facing
 
 
 def _picture(env: AgentEnv, seed: int, options: dict[str, object]) -> Image.Image:

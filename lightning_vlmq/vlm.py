@@ -124,14 +124,14 @@ class VLM(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
-    @property
+    @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end a reply; the first one is appended to replies that come as text."""
         eos = self.hf.generation_config.eos_token_id
         ids = [self._turn_end, self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
         return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
 
-    @property
+    @cached_property
     def forbidden_ids(self) -> tuple[int, ...]:
         """Ids that a reply must never hold: of pictures, padding, other special tokens, none of the tokenizer's."""
         tokens = {

@@ -199,7 +199,7 @@ def test_log_probs_in_training_are_those_of_the_rollout(
     encoder: TurnEncoder, action_prompt: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vlm = encoder.vlm
-    monkeypatch.setattr(VLM, "stop_ids", (*vlm.stop_ids, *range(100, 160)))  # random weights seldom stop
+    monkeypatch.setitem(vlm.__dict__, "stop_ids", (*vlm.stop_ids, *range(100, 160)))  # random weights seldom stop
     said, differences = played_and_trained(encoder, temperature=2.0, action_prompt=action_prompt)
     assert len({len(reply.ids) for reply in said}) > 1  # some ended before others
     assert not {token for reply in said for token in reply.ids} & set(vlm.forbidden_ids)

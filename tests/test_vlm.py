@@ -126,7 +126,7 @@ def test_log_probs_in_training_are_those_of_generation(
     vlm: VLM, encoder: TurnEncoder, pairs: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # random weights seldom stop
-    monkeypatch.setattr(VLM, "stop_ids", (*vlm.stop_ids, *range(1000, 1400)))
+    monkeypatch.setitem(vlm.__dict__, "stop_ids", (*vlm.stop_ids, *range(1000, 1400)))
     turns = [turn for turn, _ in pairs[:6]]
     # a family's own defaults have no say
     monkeypatch.setattr(vlm.hf.generation_config, "repetition_penalty", 1.5)

@@ -38,6 +38,11 @@ def check_options(hp: Mapping[str, Any]) -> None:
     for name, value in hp.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} must be a finite number, not {value}; null means none where there is none")
+    for name in ("critic_replay", "critic_memory"):
+        if hp[name] < (name == "critic_memory"):
+            raise ValueError(f"{name} {hp[name]}: give a number of batches")
+    if hp["critic_replay"] and hp["critic_states"] != "base":
+        raise ValueError("critic_replay needs critic_states: base (others change with the adapter)")
     for name in ("lr", "critic_lr", "weight_decay"):
         if hp[name] < 0:
             raise ValueError(f"{name} must not be negative, not {hp[name]}")

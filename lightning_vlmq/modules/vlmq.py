@@ -31,6 +31,7 @@ from lightning_vlmq.modules.diagnostics import diagnostics
 from lightning_vlmq.modules.judgement import CriticJudgement, Judgement, Verdict, language_judgement
 from lightning_vlmq.modules.optim import Group, make_optimizer
 from lightning_vlmq.modules.options import check_options
+from lightning_vlmq.modules.replay import CriticReplay, Transitions
 from lightning_vlmq.normalisation import PopArt, Standardise
 from lightning_vlmq.vlm import VLM
 
@@ -73,6 +74,10 @@ class VLMQ(AgentModule):
         critic_states: Whose hidden states the critic reads: ``"base"`` those of the frozen base, which stand still, for
             the price of a second forward pass from the first adapted layer on; ``"adapted"`` those of the language
             head, which then learn from the critic's loss, too (the paper); ``"detached"`` the same without that.
+        critic_replay: So many of the last batches, drawn anew each step, count in the critic's loss beside the step's
+            own: a larger batch of the critic for next to nothing, since its states stand still (``"base"`` only).
+        critic_memory: Batches to draw from, the last ones; they are kept with the states (in checkpoints, too) and the
+            policy's probabilities of their day.
         gamma: Discount from a turn's last token to the next turn.
         in_turn_discount: Discount per token inside a turn; ``null`` takes gamma.
         trace: lambda of the tree backup inside a turn; 0 is the paper's one-step target.
@@ -113,6 +118,8 @@ class VLMQ(AgentModule):
         critic_width: int = 400,
         critic_inputs: Literal["standardised", "raw"] = "standardised",
         critic_states: Literal["adapted", "detached", "base"] = "base",
+        critic_replay: int = 0,
+        critic_memory: int = 256,
         gamma: float = 0.995,
         in_turn_discount: float | None = None,
         trace: float = 1.0,
@@ -141,6 +148,7 @@ class VLMQ(AgentModule):
             head = EmbeddingCritic(vlm.hidden_size, vlm.token_embeddings().detach(), width=critic_width)
         popart = PopArt(step=popart_step, init=popart_init or 1.0, enabled=popart_init is not None)
         self.critic = Critic(head, popart, Standardise(vlm.hidden_size, enabled=critic_inputs == "standardised"))
+        self.replay = CriticReplay(critic_memory)
         if td_weight == 0:
             self.critic.requires_grad_(False)
         # what generation never samples has no weight in expectations either
@@ -185,11 +193,13 @@ class VLMQ(AgentModule):
         else:
             actor = afsft_loss(log_pi, accepted, batch.mask, imitate_weight)
 
-        targets = self._targets(batch, heads.states, support)
+        seen = self._transitions(batch, heads.states, support)
+        targets = self._targets(seen)
         if self.training:
             self.critic.observe(heads.states, targets, batch.mask & batch.td.unsqueeze(-1), batch.weight)
-        normalised = self.critic.popart.normalise(targets)
-        critic = td_loss(heads.prediction, normalised, batch.mask, batch.weight * batch.td, hp["td_huber"])
+        critic = self._td_loss(seen, heads.prediction, targets)
+        if hp["critic_replay"] and self.training:
+            critic = self._with_replayed(critic, seen)
         loss = actor + hp["td_weight"] * critic
         logs = {"loss/actor": actor.detach(), "loss/critic": critic.detach()}
         if self.should_log():
@@ -264,48 +274,84 @@ class VLMQ(AgentModule):
         threshold, engaged = guarded_threshold(adv, mask, self.threshold, hp["min_pass_rate"])
         return advantage_filter(adv, threshold), engaged
 
-    @torch.no_grad()
-    def _targets(self, batch: TokenBatch, states: Tensor, support: Support) -> Tensor:
-        """TD targets ``[B, T]``: tree backup inside the turn, the next turn's value behind it."""
-        hp = self.hparams
-        value = expectation(self.critic.q_target(states, support.ids), support)
-        q_a = self.critic.q_target(states, batch.reply_ids.unsqueeze(-1)).squeeze(-1)
-        pi_a = action_probability(support, batch.reply_ids)
-        v_t, q_a_t, pi_a_t = (torch.cat([x[:, 1:], torch.zeros_like(x[:, :1])], dim=1) for x in (value, q_a, pi_a))
-        last = batch.mask & ~torch.cat([batch.mask[:, 1:], torch.zeros_like(batch.mask[:, :1])], dim=1)
-        following = torch.zeros(len(batch.reward), dtype=v_t.dtype, device=v_t.device)
-        if batch.has_next.any():
-            following[batch.has_next] = self._next_values(batch).to(v_t.dtype)
-        v_t = torch.where(last, following.unsqueeze(-1), v_t)
-        r_t, discount_t = self._rewards_and_discounts(batch)
-        return tree_backup(r_t, discount_t, v_t, q_a_t, pi_a_t, batch.mask, hp["trace"])
+    # -- the critic's loss ----------------------------------------------------------------------------------
 
-    def _rewards_and_discounts(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def _transitions(self, batch: TokenBatch, states: Tensor, support: Support) -> Transitions:
+        """What the critic's loss takes of a batch; the next turns' states come from the VLM in inference mode."""
+        next_states = states.new_zeros(0, states.shape[-1])
+        following = Support(None if support.ids is None else support.ids[:0, 0], support.probs[:0, 0])
+        if batch.has_next.any():
+            with self.vlm.inference():
+                hidden, read = self._hidden(batch.next_inputs)
+            rows = torch.arange(len(hidden), device=hidden.device), batch.next_positions
+            next_states, following = read[rows], self._support(self.vlm.logits(hidden[rows]))
+        return Transitions(
+            states=states,
+            support=support,
+            reply_ids=batch.reply_ids,
+            mask=batch.mask,
+            next_states=next_states,
+            next_support=following,
+            has_next=batch.has_next,
+            reward=batch.reward,
+            terminated=batch.terminated,
+            weight=batch.weight * batch.td,
+        )
+
+    def _td_loss(self, of: Transitions, prediction: Tensor, targets: Tensor) -> Tensor:
+        """Eq. 6 in PopArt's scale."""
+        normalised = self.critic.popart.normalise(targets)
+        return td_loss(prediction, normalised, of.mask, of.weight, self.hparams["td_huber"])
+
+    def _with_replayed(self, critic: Tensor, seen: Transitions) -> Tensor:
+        """The critic's loss as a mean over this batch and ``critic_replay`` earlier ones."""
+        number: int = self.hparams["critic_replay"]
+        if len(self.replay):
+            old = self.replay.draw(number, seen.states.device)
+            prediction = self.critic.q_normalised(old.states, old.reply_ids.unsqueeze(-1)).squeeze(-1)
+            replayed = self._td_loss(old, prediction, self._targets(old))
+            critic = (critic + number * replayed) / (1 + number)
+        self.replay.add(seen)
+        return critic
+
+    @torch.no_grad()
+    def _targets(self, of: Transitions) -> Tensor:
+        """TD targets ``[B, T]``: tree backup inside the turn, the next turn's value behind it (eq. 2)."""
+        mask = of.mask
+        value = expectation(self.critic.q_target(of.states, of.support.ids), of.support)
+        q_a = self.critic.q_target(of.states, of.reply_ids.unsqueeze(-1)).squeeze(-1)
+        pi_a = action_probability(of.support, of.reply_ids)
+        v_t, q_a_t, pi_a_t = (torch.cat([x[:, 1:], torch.zeros_like(x[:, :1])], dim=1) for x in (value, q_a, pi_a))
+        last = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+        following = torch.zeros(len(of.reward), dtype=v_t.dtype, device=v_t.device)
+        if len(of.next_states):
+            values = expectation(self.critic.q_target(of.next_states, of.next_support.ids), of.next_support)
+            following[of.has_next] = values.to(v_t.dtype)
+        v_t = torch.where(last, following.unsqueeze(-1), v_t)
+        r_t, discount_t = self._rewards_and_discounts(of)
+        return tree_backup(r_t, discount_t, v_t, q_a_t, pi_a_t, mask, self.hparams["trace"])
+
+    def _rewards_and_discounts(self, of: TokenBatch | Transitions) -> tuple[Tensor, Tensor]:
         """Of each token transition ``[B, T]``."""
         hp = self.hparams
         inside = hp["gamma"] if hp["in_turn_discount"] is None else hp["in_turn_discount"]
-        return token_rewards_and_discounts(batch.reward, batch.terminated, batch.mask, hp["gamma"], inside)
-
-    @torch.no_grad()
-    def _next_values(self, batch: TokenBatch) -> Tensor:
-        """E_pi of the target critic at h'^0 ``[B']``, the VLM in inference mode (eq. 2)."""
-        with self.vlm.inference():
-            hidden, states = self._hidden(batch.next_inputs)
-        rows = torch.arange(len(hidden), device=hidden.device), batch.next_positions
-        support = self._support(self.vlm.logits(hidden[rows]))
-        return expectation(self.critic.q_target(states[rows], support.ids), support)
+        return token_rewards_and_discounts(of.reward, of.terminated, of.mask, hp["gamma"], inside)
 
     # -- checkpoints ----------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the threshold: ``vlmq test`` filters as the fit did."""
+        """Adds the threshold, as ``vlmq test`` filters as the fit did, and what the critic replays."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["threshold"] = self.threshold
+        checkpoint["critic_replay"] = self.replay.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Checks the checkpoint and takes its threshold."""
+        """Checks the checkpoint, takes its threshold and what the critic replays (on all ranks the first one's)."""
         super().on_load_checkpoint(checkpoint)
         self.threshold = checkpoint.get("threshold", self.threshold)
+        if self.hparams["critic_replay"]:
+            self.replay.load(checkpoint.get("critic_replay", []))
 
     # -- steps ----------------------------------------------------------------------------------------------
 

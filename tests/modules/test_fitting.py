@@ -205,14 +205,14 @@ def test_a_checkpoint_loads_by_lightnings_own_way(tiny_folder: Path, tmp_path: P
         assert torch.equal(value, loaded.state_dict()[name]), name
 
 
-@pytest.mark.parametrize(("optimizer", "accumulate"), [("adamw", 1), ("adamw8bit", 2)])
+@pytest.mark.parametrize(("optimizer", "accumulate", "replay"), [("adamw", 1, 2), ("adamw8bit", 2, 0)])
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    tiny_folder: Path, tmp_path: Path, optimizer: str, accumulate: int
+    tiny_folder: Path, tmp_path: Path, optimizer: str, accumulate: int, replay: int
 ) -> None:
     def module() -> VLMQ:
         torch.manual_seed(3)
         vlm = VLM(str(tiny_folder), lora_rank=4, lora_dropout=0.1)
-        return VLMQ(vlm, optimizer=optimizer, critic_width=64, **LR)  # type: ignore[arg-type]
+        return VLMQ(vlm, optimizer=optimizer, critic_width=64, critic_replay=replay, **LR)  # type: ignore[arg-type]
 
     def callbacks() -> list[L.Callback]:
         return [TargetCriticEMA(tau=0.1), Schedule("threshold", [3], [0.0]), RandomState()]

@@ -5,6 +5,7 @@ container that the language model expects features in, and in inputs beside the 
 here: a blank picture is encoded once and shows it.
 """
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -51,7 +52,7 @@ class Pictures:
         crowd_matters: Whether a picture is encoded otherwise in a prompt that shows several.
 
     Raises:
-        ValueError: The chat template shows no picture, or the model takes no encoded ones.
+        ValueError: The chat template shows no picture.
     """
 
     def __init__(self, hf: Any, processor: Any, reply_types: Mapping[str, int]) -> None:
@@ -59,8 +60,8 @@ class Pictures:
         self._processor = processor
         self._tokenizer = processor.tokenizer
         taken = inspect.signature(hf.forward).parameters
-        if "mm_encoder_outputs" not in taken:
-            raise ValueError(f"{type(hf).__name__} of this version of transformers takes no encoded pictures")
+        self._takes_encoded = "mm_encoder_outputs" in taken
+        self._given: Any = None
         self.token_id = int(getattr(hf.config, "image_token_id", None) or hf.config.image_token_index)
         self.placeholder = self._find_placeholder()
         ends = (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id)
@@ -81,9 +82,13 @@ class Pictures:
         self.crowd_matters = in_two.count(self.token_id) != 2 * ids.count(self.token_id)
 
         output = self._features(blank)
+        self._pixels = torch.zeros_like(blank["pixel_values"])
+        if not self._takes_encoded:
+            self._answer_with_given()
         self._kind: Any = type(output)
-        self._is_tensor = isinstance(output.pooler_output, Tensor)
-        self._deeper = len(getattr(output, "deepstack_features", None) or ())
+        self._shape = output.pooler_output.shape[1:] if isinstance(output.pooler_output, Tensor) else None
+        deeper = getattr(output, "deepstack_features", None) or ()
+        self._deeper, self._deeper_nested = len(deeper), not all(isinstance(layer, Tensor) for layer in deeper)
 
     def _find_placeholder(self) -> str:
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": ""}]}]
@@ -151,12 +156,32 @@ class Pictures:
             encoded.append(EncodedImage(rows[index][span], features.cpu().clone(), beside))
         return encoded
 
-    def container(self, features: Tensor) -> Any:
-        """Features ``[sum N, W]`` of all pictures of a batch as the family's own output of its vision tower."""
+    def arguments(self, features: Tensor) -> dict[str, Any]:
+        """What ``forward`` and ``generate`` take for the features ``[sum N, W]`` of all pictures of a batch."""
+        if self._takes_encoded:
+            return {"mm_encoder_outputs": {"image": self._container(features)}}
+        self._given = self._container(features)
+        return {"pixel_values": self._pixels.to(features)}
+
+    def _answer_with_given(self) -> None:
+        """Before transformers 5.18, and in a few families: the model asks its tower, which has the answer already."""
+        encode = self._hf.base_model.get_image_features
+
+        @functools.wraps(encode)  # models look at its signature
+        def answer(*args: Any, **options: Any) -> Any:
+            given, self._given = self._given, None
+            return encode(*args, **options) if given is None else given
+
+        self._hf.base_model.get_image_features = answer
+
+    def _container(self, features: Tensor) -> Any:
+        """Features as the family's own output of its vision tower."""
         first, *others = features.chunk(1 + self._deeper, dim=-1)
-        output = self._kind(pooler_output=first.unsqueeze(0) if self._is_tensor else (first,))
+        output = self._kind()
+        # set behind its making: of some kinds it is no field
+        output.pooler_output = (first,) if self._shape is None else first.reshape(-1, *self._shape)
         if others:
-            output.deepstack_features = [[layer] for layer in others]
+            output.deepstack_features = [[layer] if self._deeper_nested else layer for layer in others]
         return output
 
     # -- what the processor and the tower give --------------------------------------------------------------
@@ -184,6 +209,7 @@ class Pictures:
 
     @torch.no_grad()
     def _features(self, inputs: Any) -> Any:
+        self._given = None  # of a forward that never came to it
         encode = self._hf.base_model.get_image_features
         taken = inspect.signature(encode).parameters
         arguments = {k: v.to(self._hf.device) for k, v in inputs.items() if k in taken}

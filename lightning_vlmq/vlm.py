@@ -53,8 +53,8 @@ class VLM(nn.Module):
             about a third more time.
 
     Raises:
-        ValueError: The model has no image input or takes no encoded pictures, its processor lacks a package, the name
-            is neither a folder nor reachable, or ``lora_targets`` or ``lora_layers`` match nothing.
+        ValueError: The model has no image input, its processor lacks a package, the name is neither a folder nor
+            reachable, or ``lora_targets`` or ``lora_layers`` match nothing.
     """
 
     def __init__(
@@ -282,7 +282,7 @@ class VLM(nn.Module):
         features = inputs.get("image_features")
         arguments: dict[str, Any] = {k: v for k, v in inputs.items() if k != "image_features"}
         if features is not None:
-            arguments["mm_encoder_outputs"] = {"image": self.pictures.container(features)}
+            arguments |= self.pictures.arguments(features)
         return arguments
 
     # -- the adapter ----------------------------------------------------------------------------------------

@@ -47,7 +47,9 @@ class VLM(nn.Module):
             searched: the same suffixes also occur in vision towers, whose features are cached.
         lora_layers: Only this many layers of the language model, the last ones, get an adapter; ``null`` takes all. An
             update is cheaper, and what the layers below know cannot be lost.
-        train_head: Also train the token embeddings and the language head (the paper freezes them).
+        train_head: Also train the language head itself (the paper freezes it); where it is tied to token embeddings,
+            these stay as they are. What the last hidden states tell is then put into words within far fewer updates,
+            which matters in small models.
         dtype: Type of the base weights, e.g. ``"bfloat16"``; the adapter stays float32.
         gradient_checkpointing: Keep less of the forward pass and compute it again in the backward pass: less memory for
             about a third more time.
@@ -72,6 +74,7 @@ class VLM(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
+        self._trains_head = train_head
         source = locate(name)
         network: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=named_dtype(dtype))
         family = FAMILIES.get(network.config.model_type, Family())
@@ -89,7 +92,7 @@ class VLM(nn.Module):
             raise ValueError(f"vlm.name: {name!r} ({network.config.model_type}): {error}") from None
         if lora_rank > 0:
             targets = adapter_targets(network, lora_targets, lora_layers)
-            saved = ["lm_head", "embed_tokens"] if train_head else None
+            saved = [_name_of(network, network.get_output_embeddings())] if train_head else None
             config = LoraConfig(
                 r=lora_rank,
                 lora_alpha=cast(int, lora_alpha),
@@ -314,10 +317,19 @@ class VLM(nn.Module):
             raise ValueError("there is no adapter to export: vlm.lora_rank is 0")
         if merged:
             # a copy: merging takes the adapter out of the model that may go on training
-            copy.deepcopy(self.network).merge_and_unload().save_pretrained(folder)
+            whole: Any = copy.deepcopy(self.network).merge_and_unload()
+            if self._trains_head:
+                for config in (whole.config, whole.config.get_text_config()):
+                    config.tie_word_embeddings = False  # a trained head is no longer the embeddings
+            whole.save_pretrained(folder)
         else:
             self.network.save_pretrained(str(folder))
         self.processor.save_pretrained(folder)
+
+
+def _name_of(network: Any, part: nn.Module) -> str:
+    names = {id(module): name for name, module in network.named_modules()}
+    return str(names[id(part)])
 
 
 def _is_control(added: Any) -> bool:

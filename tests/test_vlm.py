@@ -85,6 +85,29 @@ def test_hidden_states_and_logits_are_the_models_own(vlm: VLM, encoder: TurnEnco
     torch.testing.assert_close(ours, own, atol=1e-5, rtol=1e-5)
 
 
+def test_a_model_that_asks_its_tower_is_given_the_encoded_pictures(
+    vlm: VLM, encoder: TurnEncoder, pairs: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in transformers 5.17, whose models take no ``mm_encoder_outputs``."""
+    observations = [turn.observation for turn, _ in pairs[:4]]
+    inputs, picture = encoder.prompts(observations), _picture(observations[0].images[0])
+    features = vlm.image_features([picture])[0].features
+    hidden, said = _hidden(vlm, inputs), vlm.generate(inputs, max_new_tokens=4)
+    pictures = vlm.pictures
+    monkeypatch.setattr(pictures, "_takes_encoded", False)
+    monkeypatch.setattr(vlm.hf.base_model, "get_image_features", vlm.hf.base_model.get_image_features)
+    pictures._answer_with_given()
+    asked: list[int] = []
+    monkeypatch.setattr(pictures, "_container", lambda x, f=pictures._container: asked.append(1) or f(x))
+    assert torch.equal(_hidden(vlm, inputs), hidden)
+    assert [reply.ids for reply in vlm.generate(inputs, max_new_tokens=4)] == [reply.ids for reply in said]
+    assert len(asked) == 2
+    # what was given is forgotten behind the forward, and a live picture is encoded
+    assert torch.equal(vlm.image_features([picture])[0].features, features)
+    pictures.arguments(features + 1)  # of a forward that never comes
+    assert torch.equal(vlm.image_features([picture])[0].features, features)
+
+
 def test_a_reply_token_does_not_change_what_stands_before_it(vlm: VLM, encoder: TurnEncoder, pairs: list) -> None:
     batch = encoder.batch(*zip(*pairs[:4], strict=True))
     before = _hidden(vlm, batch.inputs)
@@ -220,6 +243,32 @@ def test_exports_load_without_us(
     # the model in training is left as it was
     torch.testing.assert_close(vlm.logits(_hidden(vlm, inputs)), wanted)
     assert "lora" in json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["peft_type"].lower()
+
+
+def test_a_trained_head_is_a_head_of_its_own(
+    encoder: TurnEncoder, pairs: list, tiny_folder: Path, tmp_path: Path
+) -> None:
+    vlm = VLM(str(tiny_folder), lora_rank=2, train_head=True)
+    heads = [name for name in vlm.trainable_names() if "lora_" not in name]
+    assert len(heads) == 1
+    assert vlm.get_parameter(heads[0]).shape == vlm.token_embeddings().shape
+    inputs = encoder.prompts([pairs[0][0].observation])
+    before = vlm.logits(_hidden(vlm, inputs)).detach()
+    with torch.no_grad():
+        vlm.get_parameter(heads[0])[7] += 1.0
+    hidden = _hidden(vlm, inputs)  # the tied embeddings have not moved
+    after = vlm.logits(hidden).detach()
+    torch.testing.assert_close(after[..., 7] - before[..., 7], hidden.sum(-1), atol=1e-4, rtol=1e-4)
+    assert torch.equal(after[..., :7], before[..., :7])
+    with vlm.base():
+        torch.testing.assert_close(vlm.logits(_hidden(vlm, inputs)), before)  # the adapter is still zero
+    vlm.export(tmp_path / "merged", merged=True)
+    vlm.export(tmp_path / "adapter", merged=False)
+    again = VLM(str(tmp_path / "merged"), lora_rank=0)
+    torch.testing.assert_close(again.logits(_hidden(again, inputs)), after, atol=1e-4, rtol=1e-4)
+    base = AutoModelForImageTextToText.from_pretrained(tiny_folder)
+    adapted = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    torch.testing.assert_close(adapted.get_output_embeddings().weight[7], vlm.get_parameter(heads[0])[7])
 
 
 def _hidden(vlm: VLM, inputs: dict[str, Tensor]) -> Tensor:

@@ -246,6 +246,7 @@ def _quiet() -> None:
         ".*IterableDataset. has .__len__. defined.*",
         ".*module.s. in eval mode at the start of training.*",  # dropout is switched on by AgentModule.on_train_start
         ".*does not have many workers.*",
+        ".*a tied layer is part of the adapter.*",  # VLM.train_head: an untied copy, and exported as one
         ".*is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*your dataloader is not resumable.*",  # its DataModule is

@@ -16,22 +16,19 @@ from lightning_vlmq.losses import (
     advantage,
     advantage_filter,
     afsft_loss,
-    expectation,
     exponential_filter,
     guarded_threshold,
     max_q_loss,
     policy_support,
-    td_loss,
     token_log_probs,
-    token_rewards_and_discounts,
-    tree_backup,
 )
 from lightning_vlmq.modules.base import AgentModule
 from lightning_vlmq.modules.diagnostics import diagnostics
 from lightning_vlmq.modules.judgement import CriticJudgement, Judgement, Verdict, language_judgement
 from lightning_vlmq.modules.optim import Group, make_optimizer
 from lightning_vlmq.modules.options import check_options
-from lightning_vlmq.modules.replay import CriticReplay, Transitions
+from lightning_vlmq.modules.replay import Transitions
+from lightning_vlmq.modules.td import TDLearning
 from lightning_vlmq.normalisation import PopArt, Standardise
 from lightning_vlmq.vlm import VLM
 
@@ -148,7 +145,7 @@ class VLMQ(AgentModule):
             head = EmbeddingCritic(vlm.hidden_size, vlm.token_embeddings().detach(), width=critic_width)
         popart = PopArt(step=popart_step, init=popart_init or 1.0, enabled=popart_init is not None)
         self.critic = Critic(head, popart, Standardise(vlm.hidden_size, enabled=critic_inputs == "standardised"))
-        self.replay = CriticReplay(critic_memory)
+        self.td = TDLearning(self.critic, self.hparams)
         if td_weight == 0:
             self.critic.requires_grad_(False)
         # what generation never samples has no weight in expectations either
@@ -194,12 +191,10 @@ class VLMQ(AgentModule):
             actor = afsft_loss(log_pi, accepted, batch.mask, imitate_weight)
 
         seen = self._transitions(batch, heads.states, support)
-        targets = self._targets(seen)
+        targets = self.td.targets(seen)
         if self.training:
             self.critic.observe(heads.states, targets, batch.mask & batch.td.unsqueeze(-1), batch.weight)
-        critic = self._td_loss(seen, heads.prediction, targets)
-        if hp["critic_replay"] and self.training:
-            critic = self._with_replayed(critic, seen)
+        critic = self.td.loss(seen, heads.prediction, targets, replay=self.training)
         loss = actor + hp["td_weight"] * critic
         logs = {"loss/actor": actor.detach(), "loss/critic": critic.detach()}
         if self.should_log():
@@ -225,7 +220,7 @@ class VLMQ(AgentModule):
         found = language_judgement(heads.logits, batch.reply_ids, self.vlm.forbidden_ids, alternatives)
         support, q_a, adv, accepted, guarded = self._verdict(batch, heads.states, heads.logits)
         others = found.alternatives
-        r_t, discount_t = self._rewards_and_discounts(batch)
+        r_t, discount_t = self.td.rewards_and_discounts(batch)
         critic = CriticJudgement(
             q=q_a,
             v=q_a - adv,
@@ -274,8 +269,6 @@ class VLMQ(AgentModule):
         threshold, engaged = guarded_threshold(adv, mask, self.threshold, hp["min_pass_rate"])
         return advantage_filter(adv, threshold), engaged
 
-    # -- the critic's loss ----------------------------------------------------------------------------------
-
     @torch.no_grad()
     def _transitions(self, batch: TokenBatch, states: Tensor, support: Support) -> Transitions:
         """What the critic's loss takes of a batch; the next turns' states come from the VLM in inference mode."""
@@ -299,59 +292,19 @@ class VLMQ(AgentModule):
             weight=batch.weight * batch.td,
         )
 
-    def _td_loss(self, of: Transitions, prediction: Tensor, targets: Tensor) -> Tensor:
-        """Eq. 6 in PopArt's scale."""
-        normalised = self.critic.popart.normalise(targets)
-        return td_loss(prediction, normalised, of.mask, of.weight, self.hparams["td_huber"])
-
-    def _with_replayed(self, critic: Tensor, seen: Transitions) -> Tensor:
-        """The critic's loss as a mean over this batch and ``critic_replay`` earlier ones."""
-        number: int = self.hparams["critic_replay"]
-        if len(self.replay):
-            old = self.replay.draw(number, seen.states.device)
-            prediction = self.critic.q_normalised(old.states, old.reply_ids.unsqueeze(-1)).squeeze(-1)
-            replayed = self._td_loss(old, prediction, self._targets(old))
-            critic = (critic + number * replayed) / (1 + number)
-        self.replay.add(seen)
-        return critic
-
-    @torch.no_grad()
-    def _targets(self, of: Transitions) -> Tensor:
-        """TD targets ``[B, T]``: tree backup inside the turn, the next turn's value behind it (eq. 2)."""
-        mask = of.mask
-        value = expectation(self.critic.q_target(of.states, of.support.ids), of.support)
-        q_a = self.critic.q_target(of.states, of.reply_ids.unsqueeze(-1)).squeeze(-1)
-        pi_a = action_probability(of.support, of.reply_ids)
-        v_t, q_a_t, pi_a_t = (torch.cat([x[:, 1:], torch.zeros_like(x[:, :1])], dim=1) for x in (value, q_a, pi_a))
-        last = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
-        following = torch.zeros(len(of.reward), dtype=v_t.dtype, device=v_t.device)
-        if len(of.next_states):
-            values = expectation(self.critic.q_target(of.next_states, of.next_support.ids), of.next_support)
-            following[of.has_next] = values.to(v_t.dtype)
-        v_t = torch.where(last, following.unsqueeze(-1), v_t)
-        r_t, discount_t = self._rewards_and_discounts(of)
-        return tree_backup(r_t, discount_t, v_t, q_a_t, pi_a_t, mask, self.hparams["trace"])
-
-    def _rewards_and_discounts(self, of: TokenBatch | Transitions) -> tuple[Tensor, Tensor]:
-        """Of each token transition ``[B, T]``."""
-        hp = self.hparams
-        inside = hp["gamma"] if hp["in_turn_discount"] is None else hp["in_turn_discount"]
-        return token_rewards_and_discounts(of.reward, of.terminated, of.mask, hp["gamma"], inside)
-
     # -- checkpoints ----------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the threshold, as ``vlmq test`` filters as the fit did, and what the critic replays."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["threshold"] = self.threshold
-        checkpoint["critic_replay"] = self.replay.state()
+        checkpoint["critic_replay"] = self.td.replay.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks the checkpoint, takes its threshold and what the critic replays (on all ranks the first one's)."""
         super().on_load_checkpoint(checkpoint)
         self.threshold = checkpoint.get("threshold", self.threshold)
-        if self.hparams["critic_replay"]:
-            self.replay.load(checkpoint.get("critic_replay", []))
+        self.td.replay.load(checkpoint.get("critic_replay", []))
 
     # -- steps ----------------------------------------------------------------------------------------------
 

@@ -43,20 +43,20 @@ def test_replayed_turns_count_as_those_of_the_batch(vlm: VLM, halves: list[Token
     for a, b, found, at_first in zip(first, second, both, same, strict=True):
         torch.testing.assert_close(at_first, a)
         torch.testing.assert_close(found, (a + b) / 2, atol=1e-6, rtol=1e-4)
-    assert len(module.replay) == 1
+    assert len(module.td.replay) == 1
 
 
 def test_batches_of_any_width_are_joined(vlm: VLM, halves: list[TokenBatch]) -> None:
     module = agent(vlm, critic_replay=3, critic_memory=2)
     for half in halves:
         module.losses(half)
-    drawn = module.replay.draw(20, torch.device("cpu"))
+    drawn = module.td.replay.draw(20, torch.device("cpu"))
     assert {tuple(row) for row in drawn.mask.sum(1).reshape(20, 4).tolist()} == {
         tuple(half.mask.sum(1).tolist()) for half in halves
     }
     # targets are what they are in a batch of their own
-    targets = module._targets(drawn)
-    apart = [module._targets(batch) for batch in module.replay._batches]
+    targets = module.td.targets(drawn)
+    apart = [module.td.targets(batch) for batch in module.td.replay._batches]
     for row in range(0, 80, 4):
         found = targets[row : row + 4]
         width = next(t.shape[1] for t in apart if torch.allclose(t, found[:, : t.shape[1]], atol=1e-4))
@@ -67,10 +67,10 @@ def test_the_memory_is_bounded_and_holds_no_graph(vlm: VLM, halves: list[TokenBa
     module = agent(vlm, critic_replay=1, critic_memory=3)
     for _ in range(5):
         module.losses(halves[0])[0].backward()
-    assert len(module.replay) == 3
-    assert not module.replay.draw(1, torch.device("cpu")).states.requires_grad
+    assert len(module.td.replay) == 3
+    assert not module.td.replay.draw(1, torch.device("cpu")).states.requires_grad
     module.eval().losses(halves[0])  # in validation nothing is noted and nothing replayed
-    assert len(module.replay) == 3
+    assert len(module.td.replay) == 3
 
 
 def test_states_that_the_adapter_changes_are_not_replayed(vlm: VLM) -> None:

@@ -2,13 +2,14 @@
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lightning_vlmq.batches import TurnEncoder
+from lightning_vlmq.collectors import Collector, CollectorPolicy
 from lightning_vlmq.envs.agent import AgentEnv, plain_settings
 from lightning_vlmq.files import lock, write_atomic
 from lightning_vlmq.policy import ExpertPolicy, Policy, RandomPolicy, VLMPolicy
@@ -37,6 +38,7 @@ def collect(
     seed: int = 0,
     parallel: int = 256,
     skip_damaged: bool = False,
+    collectors: Mapping[str, Collector] | None = None,
 ) -> TurnStore:
     """Fills a folder with turns, or goes on where an interrupted call stopped; a full folder is left alone.
 
@@ -48,17 +50,21 @@ def collect(
         encoder: Renders prompts for the VLM's replies.
         folder: Of the store.
         turns: Replies to store at least.
-        mixture: Share of each policy of :data:`POLICIES`.
+        mixture: Share of each policy of :data:`POLICIES` and of each collector.
         temperature: Of the VLM's replies.
         seed: Of episodes, policies and replies.
         parallel: Episodes played at once.
         skip_damaged: True reads on past damaged shards; their episodes are played anew if turns are missing.
+        collectors: Other models that may be named in the mixture.
 
     Raises:
         ValueError: An unknown policy, shares that do not sum to 1, a damaged shard, or the folder was filled with other
             settings.
     """
-    _check_mixture(mixture)
+    others = dict(collectors or {})
+    if taken := set(others).intersection(POLICIES):
+        raise ValueError(f"collectors: {min(taken)!r} is a policy of its own; take another name")
+    _check_mixture(mixture, [*POLICIES, *others])
     settings: dict[str, Any] = {
         "env": env.name,
         "turns": turns,
@@ -71,14 +77,27 @@ def collect(
         **plain_settings(encoder.prompt, "prompt."),
         **env.settings,
     }
+    for name in set(others).intersection(mixture):
+        settings |= plain_settings(others[name], f"collectors.{name}.")
     settings = json.loads(json.dumps(settings))  # tuples as they will be read back
     path = Path(folder) / _SETTINGS
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock(path.parent, ".collection.lock"):  # of several that begin at once the first one plays
-        return _fill(env, encoder, path, settings, skip_damaged)
+        try:
+            return _fill(env, encoder, path, settings, skip_damaged, others)
+        finally:
+            for other in others.values():
+                other.unload()
 
 
-def _fill(env: AgentEnv, encoder: TurnEncoder, path: Path, settings: dict[str, Any], skip_damaged: bool) -> TurnStore:
+def _fill(
+    env: AgentEnv,
+    encoder: TurnEncoder,
+    path: Path,
+    settings: dict[str, Any],
+    skip_damaged: bool,
+    others: Mapping[str, Collector],
+) -> TurnStore:
     """Plays what is missing in a folder that nobody else fills."""
     found: dict[str, Any] = {}
     if path.exists():
@@ -114,7 +133,7 @@ def _fill(env: AgentEnv, encoder: TurnEncoder, path: Path, settings: dict[str, A
                 break
             if done >= turns and first < ended:
                 continue  # what is missing of it was lost by its environment
-            policies = [_policy(name, encoder, settings["temperature"], seed + first) for name in mixture]
+            policies = [_policy(name, encoder, settings["temperature"], seed + first, others) for name in mixture]
             shares, before = list(mixture.values()), done
             played = play(env, policies, missing, shares=shares, parallel=parallel, seed=seed + first)
             for number, episode in enumerate(played, 1):
@@ -138,15 +157,17 @@ def online_seed(seed: int, number: int) -> int:
     return _episode_seed(seed, 5_000_000 + number)
 
 
-def _check_mixture(mixture: Mapping[str, float]) -> None:
+def _check_mixture(mixture: Mapping[str, float], known: Sequence[str]) -> None:
     for name in mixture:
-        if name not in POLICIES:
-            raise ValueError(f"mixture: unknown policy {name!r}; choose from {', '.join(POLICIES)}")
+        if name not in known:
+            raise ValueError(f"mixture: unknown policy {name!r}; choose from {', '.join(known)}")
     if min(mixture.values(), default=-1) < 0 or abs(sum(mixture.values()) - 1) > 1e-6:
         raise ValueError(f"mixture: shares of policies must be at least 0 and sum to 1, not {dict(mixture)}")
 
 
-def _policy(name: str, encoder: TurnEncoder, temperature: float, seed: int) -> Policy:
+def _policy(name: str, encoder: TurnEncoder, temperature: float, seed: int, others: Mapping[str, Collector]) -> Policy:
+    if name in others:
+        return CollectorPolicy(name, others[name], encoder, temperature=temperature, seed=seed)
     if name == "random":
         return RandomPolicy()
     if name in ("expert", "misled"):

@@ -91,6 +91,18 @@ class PromptMethod:
         other.thought = thought
         return other
 
+    def in_words(self) -> "PromptMethod":
+        """Return the same prompt method without pictures, with the environment's description in words.
+
+        Raises:
+            ValueError: If the template has no place for it.
+        """
+        if self.template is not None and "{summary" not in self.template:
+            raise ValueError(f"summary: template {self.template!r} does not show it; put {{summary}} into it")
+        other = copy.copy(self)
+        other.use_summary = True
+        return other
+
     def messages(self, observation: Observation) -> Messages:
         """Render the messages of a turn.
 

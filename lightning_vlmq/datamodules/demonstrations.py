@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_vlmq.augmentation import Augmentation
 from lightning_vlmq.batches import TokenBatch, TurnEncoder
 from lightning_vlmq.collection import collect
+from lightning_vlmq.collectors import Collector
 from lightning_vlmq.envs.agent import AgentEnv
 from lightning_vlmq.features import FeatureCache
 from lightning_vlmq.prompts import PromptMethod
@@ -43,7 +44,10 @@ class Demonstrations(L.LightningDataModule):
             :class:`~lightning_vlmq.augmentation.RandomZoomOut`; held-out turns and play stay as they are.
         turns: Turns to collect if the folder holds none that somebody else put there; 0 collects nothing and takes what
             is there. Whole rounds of episodes are played, so some more are stored.
-        mixture: Share of each policy among collected turns, see :data:`~lightning_vlmq.collection.POLICIES`.
+        mixture: Share of each policy among collected turns, see :data:`~lightning_vlmq.collection.POLICIES`, and of
+            each of ``collectors``.
+        collectors: Other models by the names that the mixture gives them, for instance
+            :class:`~lightning_vlmq.collectors.OtherVLM` and :class:`~lightning_vlmq.collectors.TextLLM`.
         temperature: Of the VLM's replies while collecting.
         parallel: Episodes played at once while collecting; a round is four times as many.
         batch_size: Turns a batch, on each device.
@@ -71,6 +75,7 @@ class Demonstrations(L.LightningDataModule):
         augmentation: Augmentation | None = None,
         turns: int = 10_000,
         mixture: dict[str, float] | None = None,
+        collectors: dict[str, Collector] | None = None,
         temperature: float = 1.0,
         parallel: int = 256,
         batch_size: int = 16,
@@ -90,6 +95,7 @@ class Demonstrations(L.LightningDataModule):
         self.augmentation = augmentation
         self.turns = turns
         self.mixture = mixture or {"random": 0.75, "base": 0.25}
+        self.collectors = collectors or {}
         self.temperature = temperature
         self.parallel = parallel
         self.batch_size = batch_size
@@ -135,6 +141,7 @@ class Demonstrations(L.LightningDataModule):
             seed=self.run_seed,
             parallel=self.parallel,
             skip_damaged=self.skip_damaged,
+            collectors=self.collectors,
         )
         vlm.to(home)
 

@@ -1,0 +1,223 @@
+"""Other models that play for demonstrations: any VLM, and language models that read the environment in words.
+
+They write turns that train the student, and stay off-policy: what they say is kept in the student's tokens, without
+log-probabilities.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lightning_vlmq.batches import TurnEncoder
+from lightning_vlmq.envs.agent import AgentEnv
+from lightning_vlmq.loading import named_dtype
+from lightning_vlmq.policy import Reply, VLMPolicy
+from lightning_vlmq.prompts import ActionPrompt, PromptMethod
+from lightning_vlmq.turns import Observation
+from lightning_vlmq.vlm import VLM
+
+__all__ = ["Collector", "CollectorPolicy", "OtherVLM", "TextLLM"]
+
+
+class Collector(ABC):
+    """A model beside the student. It is loaded when it is first asked, and lets go of its memory behind a collection.
+
+    Public attributes of plain types are its settings: turns that were collected with others are not taken for its own.
+    """
+
+    @abstractmethod
+    def say(
+        self,
+        observations: Sequence[Observation],
+        prompt: PromptMethod,
+        *,
+        limit: int,
+        temperature: float,
+        seed: int,
+        device: torch.device,
+    ) -> list[str]:
+        """Replies to observations.
+
+        Args:
+            observations: One a reply.
+            prompt: How the student's prompts are made.
+            limit: Tokens of a reply, in the model's own.
+            temperature: 0 is greedy.
+            seed: Of sampling.
+            device: Where to compute.
+        """
+
+    @abstractmethod
+    def unload(self) -> None:
+        """Frees its memory."""
+
+
+class OtherVLM(Collector):
+    """Another vision-language model (the paper's xGen-MM).
+
+    Args:
+        name: A folder, a name on the hub, or ``"embedded"``.
+        dtype: Of its weights.
+        action_prompt: ``"agent"`` lets it answer freely, ``"minimum"`` begins its reply with the tag.
+        batch_size: Prompts generated at once.
+    """
+
+    def __init__(
+        self, name: str, dtype: str = "bfloat16", action_prompt: ActionPrompt = "agent", batch_size: int = 16
+    ) -> None:
+        named_dtype(dtype)
+        self.name = name
+        self.dtype = dtype
+        self.action_prompt: ActionPrompt = action_prompt
+        self.batch_size = batch_size
+        self._vlm: VLM | None = None
+
+    def say(
+        self,
+        observations: Sequence[Observation],
+        prompt: PromptMethod,
+        *,
+        limit: int,
+        temperature: float,
+        seed: int,
+        device: torch.device,
+    ) -> list[str]:
+        """Replies to pictures and prompts, as :class:`~lightning_vlmq.policy.VLMPolicy` gives them."""
+        if self._vlm is None:
+            self._vlm = VLM(self.name, lora_rank=0, dtype=self.dtype).to(device)
+            self._encoder = TurnEncoder(self._vlm, prompt, max_reply_tokens=limit)
+        policy = VLMPolicy(
+            self._encoder,
+            temperature=temperature,
+            action_prompt=self.action_prompt,
+            seed=seed,
+            batch_size=self.batch_size,
+        )
+        return [reply.text for reply in policy.reply([], observations)]
+
+    def unload(self) -> None:
+        """Frees its memory."""
+        self._vlm = None
+        self.__dict__.pop("_encoder", None)
+
+
+class TextLLM(Collector):
+    """A language model that reads no pictures but the environment's description in words (the paper's xLAM).
+
+    Args:
+        name: A folder or a name on the hub, of a model for causal language modelling with a chat template.
+        dtype: Of its weights.
+        batch_size: Prompts generated at once.
+    """
+
+    def __init__(self, name: str, dtype: str = "bfloat16", batch_size: int = 16) -> None:
+        named_dtype(dtype)
+        self.name = name
+        self.dtype = dtype
+        self.batch_size = batch_size
+        self._model: Any = None
+        self._tokenizer: Any = None
+
+    @torch.no_grad()
+    def say(
+        self,
+        observations: Sequence[Observation],
+        prompt: PromptMethod,
+        *,
+        limit: int,
+        temperature: float,
+        seed: int,
+        device: torch.device,
+    ) -> list[str]:
+        """Replies to prompts that tell in words what a picture would show.
+
+        Raises:
+            ValueError: There is no such model, it has no chat template, or the environment tells nothing in words.
+        """
+        if not all(observation.summary for observation in observations):
+            raise ValueError(f"{self.name} reads no pictures, and the environment offers no summary in words")
+        if self._model is None:
+            self._load(device)
+        texts, words = [], prompt.in_words()
+        sampling: dict[str, Any] = {"do_sample": temperature > 0}
+        if temperature > 0:
+            sampling |= {"temperature": temperature}
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            for start in range(0, len(observations), self.batch_size):
+                chats = [
+                    [{"role": "user", "content": words.text(observation)}]
+                    for observation in observations[start : start + self.batch_size]
+                ]
+                inputs = self._tokenizer.apply_chat_template(
+                    chats, add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True
+                ).to(device)
+                ids = self._model.generate(
+                    **inputs, **sampling, max_new_tokens=limit, pad_token_id=self._tokenizer.pad_token_id
+                )
+                replies = ids[:, inputs["input_ids"].shape[1] :]
+                texts += self._tokenizer.batch_decode(replies, skip_special_tokens=True)
+        return texts
+
+    def _load(self, device: torch.device) -> None:
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(self.name, padding_side="left")
+            model: Any = AutoModelForCausalLM.from_pretrained(self.name, dtype=named_dtype(self.dtype))
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"collectors: {self.name!r} is no language model that can be loaded ({reason})") from None
+        if not tokenizer.chat_template:
+            raise ValueError(f"collectors: {self.name!r} has no chat template; take a model that follows instructions")
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        self._tokenizer, self._model = tokenizer, model.to(device).eval()
+
+    def unload(self) -> None:
+        """Frees its memory."""
+        self._model = self._tokenizer = None
+
+
+class CollectorPolicy:
+    """A collector as a policy whose replies are in the student's tokens.
+
+    What the student cannot say is left out: stop tokens and placeholders in the text, and what is behind its longest
+    reply. The environment gets what is left.
+
+    Args:
+        name: How turns name this policy.
+        collector: Who speaks.
+        student: Renders prompts, and holds the tokenizer in which replies are kept.
+        temperature: Of sampling.
+        seed: Of sampling; every call draws anew from it.
+    """
+
+    def __init__(self, name: str, collector: Collector, student: TurnEncoder, *, temperature: float, seed: int) -> None:
+        self.name = name
+        self.collector = collector
+        self.student = student
+        self.temperature = temperature
+        self._seeds = torch.Generator().manual_seed(seed)
+
+    def reply(self, envs: Sequence[AgentEnv], observations: Sequence[Observation]) -> list[Reply]:
+        """One reply an observation."""
+        texts = self.collector.say(
+            observations,
+            self.student.prompt,
+            limit=self.student.max_reply_tokens,
+            temperature=self.temperature,
+            seed=int(torch.randint(2**31, (1,), generator=self._seeds)),
+            device=self.student.vlm.device,
+        )
+        return [self._as_students(text) for text in texts]
+
+    def _as_students(self, text: str) -> Reply:
+        student, vlm = self.student, self.student.vlm
+        barred = {*vlm.stop_ids, *vlm.forbidden_ids}
+        ids = [token for token in student.encode_text(text) if token not in barred][: student.max_reply_tokens]
+        cut = len(ids) == student.max_reply_tokens
+        said = vlm.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        kept = ids if cut else [*ids, vlm.stop_ids[0]]
+        return Reply(text=said, ids=tuple(kept), tokenizer=student.tokenizer_fingerprint, cut=cut)

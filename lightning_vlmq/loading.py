@@ -8,9 +8,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+)
 
-__all__ = ["EMBEDDED", "adapter_targets", "fingerprint", "load_processor", "locate", "named_dtype", "turn_end"]
+__all__ = [
+    "EMBEDDED",
+    "adapter_targets",
+    "fingerprint",
+    "load_network",
+    "load_processor",
+    "locate",
+    "named_dtype",
+    "turn_end",
+]
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """Folder of the small VLM that comes with the package; ``name="embedded"`` means this one."""
@@ -43,6 +58,35 @@ def named_dtype(name: str) -> torch.dtype:
     if not isinstance(found, torch.dtype):
         raise ValueError(f"vlm.dtype: {name!r} is no type of torch; take float32, bfloat16 or float16")
     return found
+
+
+def load_network(source: str, dtype: str, *, four_bit: bool = False) -> Any:
+    """The Hugging Face model, its weights of a type, those of the language model's linear layers in 4 bits if asked.
+
+    The vision tower and the connector stay as they are: their features are computed once and kept.
+    """
+    if not four_bit:
+        return AutoModelForImageTextToText.from_pretrained(source, dtype=named_dtype(dtype))
+    with torch.device("meta"):  # the names of its layers, without weights
+        shape: Any = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(source))  # type: ignore[no-untyped-call]
+    inside = {id(module) for module in shape.get_decoder().modules()}
+    linear = [(name, module) for name, module in shape.named_modules() if isinstance(module, nn.Linear)]
+    quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=named_dtype(dtype),
+        llm_int8_skip_modules=[name for name, module in linear if id(module) not in inside],
+    )
+    network: Any = AutoModelForImageTextToText.from_pretrained(
+        source, dtype=named_dtype(dtype), quantization_config=quantization
+    )
+    module: Any
+    for module in network.modules():
+        # on a CPU bitsandbytes would pack the weights in the first pass without gradient, and cannot train behind that
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return network
 
 
 def load_processor(source: str, template: str | None) -> Any:

@@ -52,7 +52,7 @@ class Pictures:
         crowd_matters: Whether a picture is encoded otherwise in a prompt that shows several.
 
     Raises:
-        ValueError: The chat template shows no picture.
+        ValueError: The chat template shows no picture, or the model takes no encoded ones.
     """
 
     def __init__(self, hf: Any, processor: Any, reply_types: Mapping[str, int]) -> None:
@@ -61,6 +61,8 @@ class Pictures:
         self._tokenizer = processor.tokenizer
         taken = inspect.signature(hf.forward).parameters
         self._takes_encoded = "mm_encoder_outputs" in taken
+        if not self._takes_encoded and not hasattr(hf.base_model, "get_image_features"):
+            raise ValueError(f"{type(hf).__name__} takes no encoded pictures")
         self._given: Any = None
         self.token_id = int(getattr(hf.config, "image_token_id", None) or hf.config.image_token_index)
         self.placeholder = self._find_placeholder()
@@ -162,6 +164,16 @@ class Pictures:
             return {"mm_encoder_outputs": {"image": self._container(features)}}
         self._given = self._container(features)
         return {"pixel_values": self._pixels.to(features)}
+
+    def check_taken(self) -> None:
+        """Behind a forward: refuses a model that did not ask for its pictures, and so saw others.
+
+        Raises:
+            ValueError: It did not.
+        """
+        if self._given is not None:
+            self._given = None
+            raise ValueError(f"{type(self._hf).__name__} takes no encoded pictures: it never asked its tower")
 
     def _answer_with_given(self) -> None:
         """Before transformers 5.18, and in a few families: the model asks its tower, which has the answer already."""

@@ -9,6 +9,7 @@ import copy
 import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,17 +18,20 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForImageTextToText,
-    GenerationConfig,
-    LogitsProcessorList,
-    SuppressTokensLogitsProcessor,
-)
+from transformers import GenerationConfig, LogitsProcessorList, SuppressTokensLogitsProcessor
 
 from lightning_vlmq.families import FAMILIES, Family
 from lightning_vlmq.frozen_layers import layers_below_adapter, noted, repeated
 from lightning_vlmq.language_head import learn_head_output
-from lightning_vlmq.loading import EMBEDDED, adapter_targets, fingerprint, load_processor, locate, named_dtype, turn_end
+from lightning_vlmq.loading import (
+    EMBEDDED,
+    adapter_targets,
+    fingerprint,
+    load_network,
+    load_processor,
+    locate,
+    turn_end,
+)
 from lightning_vlmq.pictures import EncodedImage, Pictures
 from lightning_vlmq.sampling import RawLogProbs, Sampled, until_stop
 
@@ -51,6 +55,8 @@ class VLM(nn.Module):
             these stay as they are. What the last hidden states tell is then put into words within far fewer updates,
             which matters in small models.
         dtype: Type of the base weights, e.g. ``"bfloat16"``; the adapter stays float32.
+        load_in_4bit: Keep the linear layers of the language model in 4 bits (NF4 of bitsandbytes, QLoRA) and compute in
+            ``dtype``: less memory for more time. The vision tower stays as it is.
         gradient_checkpointing: Keep less of the forward pass and compute it again in the backward pass: less memory for
             about a third more time.
 
@@ -70,13 +76,14 @@ class VLM(nn.Module):
         lora_layers: int | None = None,
         train_head: bool = False,
         dtype: str = "float32",
+        load_in_4bit: bool = False,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
-        self._trains_head = train_head
+        self._dtype, self._trains_head, self._four_bit = dtype, train_head, load_in_4bit
         source = locate(name)
-        network: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=named_dtype(dtype))
+        network: Any = load_network(source, dtype, four_bit=load_in_4bit)
         family = FAMILIES.get(network.config.model_type, Family())
         self.processor: Any = load_processor(source, family.template)
         self.tokenizer = self.processor.tokenizer
@@ -218,6 +225,7 @@ class VLM(nn.Module):
                 them (:class:`~lightning_vlmq.pictures.Pictures`).
         """
         output = self.hf.base_model(**self._model_inputs(inputs), use_cache=False)
+        self.pictures.check_taken()
         return cast(Tensor, output.last_hidden_state)
 
     def hidden_and_base(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -276,6 +284,7 @@ class VLM(nn.Module):
                 logits_processor=LogitsProcessorList([noted, masked]),  # what is noted is not masked yet
                 use_cache=True,
             )
+        self.pictures.check_taken()
         replies = output[:, inputs["input_ids"].shape[1] :]
         log_probs = noted.until(replies[:, -1]).tolist()
         kept = [until_stop(ids, self.stop_ids) for ids in replies.tolist()]
@@ -316,8 +325,7 @@ class VLM(nn.Module):
         if not isinstance(self.network, PeftModel):
             raise ValueError("there is no adapter to export: vlm.lora_rank is 0")
         if merged:
-            # a copy: merging takes the adapter out of the model that may go on training
-            whole: Any = copy.deepcopy(self.network).merge_and_unload()
+            whole = self._merged()
             if self._trains_head:
                 for config in (whole.config, whole.config.get_text_config()):
                     config.tie_word_embeddings = False  # a trained head is no longer the embeddings
@@ -325,6 +333,15 @@ class VLM(nn.Module):
         else:
             self.network.save_pretrained(str(folder))
         self.processor.save_pretrained(folder)
+
+    def _merged(self) -> Any:
+        """A whole model with the adapter added; the one in training stays as it is."""
+        if not self._four_bit:
+            return copy.deepcopy(self.network).merge_and_unload()
+        with tempfile.TemporaryDirectory() as folder:  # into the weights as they were before they were rounded
+            self.network.save_pretrained(folder)
+            base = load_network(locate(self.name), self._dtype)
+            return PeftModel.from_pretrained(base, folder).merge_and_unload()
 
 
 def _name_of(network: Any, part: nn.Module) -> str:

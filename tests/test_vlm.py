@@ -106,6 +106,10 @@ def test_a_model_that_asks_its_tower_is_given_the_encoded_pictures(
     assert torch.equal(vlm.image_features([picture])[0].features, features)
     pictures.arguments(features + 1)  # of a forward that never comes
     assert torch.equal(vlm.image_features([picture])[0].features, features)
+    # a model that looks elsewhere would see the blank picture that stands in for the encoded one
+    monkeypatch.setattr(vlm.hf.base_model, "get_image_features", lambda *_, **__: pictures._container(features))
+    with pytest.raises(ValueError, match="takes no encoded pictures: it never asked its tower"):
+        vlm.hidden(encoder.prompts(observations[:1]))
 
 
 def test_a_reply_token_does_not_change_what_stands_before_it(vlm: VLM, encoder: TurnEncoder, pairs: list) -> None:

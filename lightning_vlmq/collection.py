@@ -77,7 +77,7 @@ def collect(
         **plain_settings(encoder.prompt, "prompt."),
         **env.settings,
     }
-    for name in set(others).intersection(mixture):
+    for name in sorted(set(others).intersection(mixture)):
         settings |= plain_settings(others[name], f"collectors.{name}.")
     settings = json.loads(json.dumps(settings))  # tuples as they will be read back
     path = Path(folder) / _SETTINGS

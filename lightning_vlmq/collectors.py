@@ -4,6 +4,7 @@ They write turns that train the student, and stay off-policy: what they say is k
 log-probabilities.
 """
 
+import gc
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.envs.agent import AgentEnv
+from lightning_vlmq.features import FeatureCache
 from lightning_vlmq.loading import named_dtype
 from lightning_vlmq.policy import Reply, VLMPolicy
 from lightning_vlmq.prompts import ActionPrompt, PromptMethod
@@ -23,9 +25,9 @@ __all__ = ["Collector", "CollectorPolicy", "OtherVLM", "TextLLM"]
 
 
 class Collector(ABC):
-    """A model beside the student. It is loaded when it is first asked, and lets go of its memory behind a collection.
+    """A model beside the student. It is loaded when it is first asked, and frees its memory after a collection.
 
-    Public attributes of plain types are its settings: turns that were collected with others are not taken for its own.
+    Public attributes of plain types are its settings: turns collected with other settings are refused.
     """
 
     @abstractmethod
@@ -73,7 +75,7 @@ class OtherVLM(Collector):
         self.dtype = dtype
         self.action_prompt: ActionPrompt = action_prompt
         self.batch_size = batch_size
-        self._vlm: VLM | None = None
+        self._features: FeatureCache | None = None
 
     def say(
         self,
@@ -86,11 +88,11 @@ class OtherVLM(Collector):
         device: torch.device,
     ) -> list[str]:
         """Replies to pictures and prompts, as :class:`~lightning_vlmq.policy.VLMPolicy` gives them."""
-        if self._vlm is None:
-            self._vlm = VLM(self.name, lora_rank=0, dtype=self.dtype).to(device)
-            self._encoder = TurnEncoder(self._vlm, prompt, max_reply_tokens=limit)
+        if self._features is None:
+            self._features = FeatureCache(VLM(self.name, lora_rank=0, dtype=self.dtype))
+        vlm = self._features.vlm.to(device)
         policy = VLMPolicy(
-            self._encoder,
+            TurnEncoder(vlm, prompt, features=self._features, max_reply_tokens=limit),
             temperature=temperature,
             action_prompt=self.action_prompt,
             seed=seed,
@@ -100,8 +102,8 @@ class OtherVLM(Collector):
 
     def unload(self) -> None:
         """Frees its memory."""
-        self._vlm = None
-        self.__dict__.pop("_encoder", None)
+        self._features = None
+        _free()
 
 
 class TextLLM(Collector):
@@ -138,13 +140,17 @@ class TextLLM(Collector):
             ValueError: There is no such model, it has no chat template, or the environment tells nothing in words.
         """
         if not all(observation.summary for observation in observations):
-            raise ValueError(f"{self.name} reads no pictures, and the environment offers no summary in words")
+            raise ValueError(
+                f"{self.name} reads no pictures, and the environment offers no summary in words; give it one, or take "
+                f"an OtherVLM"
+            )
         if self._model is None:
             self._load(device)
         texts, words = [], prompt.in_words()
-        sampling: dict[str, Any] = {"do_sample": temperature > 0}
+        # a model's defaults may hold penalties, top_k and top_p
+        sampling: dict[str, Any] = {"do_sample": temperature > 0, "repetition_penalty": 1.0}
         if temperature > 0:
-            sampling |= {"temperature": temperature}
+            sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             for start in range(0, len(observations), self.batch_size):
@@ -152,25 +158,31 @@ class TextLLM(Collector):
                     [{"role": "user", "content": words.text(observation)}]
                     for observation in observations[start : start + self.batch_size]
                 ]
-                inputs = self._tokenizer.apply_chat_template(
+                read = self._tokenizer.apply_chat_template(
                     chats, add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True
                 ).to(device)
                 ids = self._model.generate(
-                    **inputs, **sampling, max_new_tokens=limit, pad_token_id=self._tokenizer.pad_token_id
+                    input_ids=read["input_ids"],
+                    attention_mask=read["attention_mask"],
+                    **sampling,
+                    max_new_tokens=limit,
+                    pad_token_id=self._tokenizer.pad_token_id,
                 )
-                replies = ids[:, inputs["input_ids"].shape[1] :]
+                replies = ids[:, read["input_ids"].shape[1] :]
                 texts += self._tokenizer.batch_decode(replies, skip_special_tokens=True)
         return texts
 
     def _load(self, device: torch.device) -> None:
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(self.name, padding_side="left")
+            if not tokenizer.chat_template:
+                raise ValueError("no chat template; take a model that follows instructions")
             model: Any = AutoModelForCausalLM.from_pretrained(self.name, dtype=named_dtype(self.dtype))
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"collectors: {self.name!r} is no language model that can be loaded ({reason})") from None
-        if not tokenizer.chat_template:
-            raise ValueError(f"collectors: {self.name!r} has no chat template; take a model that follows instructions")
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ValueError(
+                f"collectors: {self.name!r} cannot play ({reason}); give a folder or a hub name of a language model"
+            ) from None
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         self._tokenizer, self._model = tokenizer, model.to(device).eval()
@@ -178,6 +190,7 @@ class TextLLM(Collector):
     def unload(self) -> None:
         """Frees its memory."""
         self._model = self._tokenizer = None
+        _free()
 
 
 class CollectorPolicy:
@@ -221,3 +234,10 @@ class CollectorPolicy:
         said = vlm.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         kept = ids if cut else [*ids, vlm.stop_ids[0]]
         return Reply(text=said, ids=tuple(kept), tokenizer=student.tokenizer_fingerprint, cut=cut)
+
+
+def _free() -> None:
+    """What was let go of may hang in cycles, and CUDA keeps memory for itself until it is told."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

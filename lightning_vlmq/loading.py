@@ -79,7 +79,10 @@ def load_network(source: str, dtype: str, *, four_bit: bool = False) -> Any:
         llm_int8_skip_modules=[name for name, module in linear if id(module) not in inside],
     )
     network: Any = AutoModelForImageTextToText.from_pretrained(
-        source, dtype=named_dtype(dtype), quantization_config=quantization
+        source,
+        dtype=named_dtype(dtype),
+        quantization_config=quantization,
+        device_map={"": "cpu"},  # or each rank would load onto the first GPU; Lightning moves it
     )
     module: Any
     for module in network.modules():
@@ -147,10 +150,11 @@ def adapter_targets(network: Any, targets: Sequence[str] | str, layers: int | No
 def fingerprint(weights: Iterable[Tensor]) -> str:
     """Short hash of at most 256 numbers of each tensor, evenly spread: quick also for billions of weights.
 
-    Taken in bfloat16, so that weights loaded in float32 and in bfloat16 agree.
+    Taken in bfloat16, so that weights loaded in float32 and in bfloat16 agree; weights in 4 bits are left out, since
+    devices may round differently.
     """
     digest = hashlib.sha256()
-    for weight in weights:
+    for weight in (each for each in weights if each.is_floating_point()):
         flat = weight.detach().flatten()
         numbers = flat[:: max(1, len(flat) // 256)][:256].to(torch.bfloat16)
         digest.update(numbers.cpu().contiguous().view(torch.uint8).numpy().tobytes())

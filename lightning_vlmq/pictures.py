@@ -5,9 +5,10 @@ container that the language model expects features in, and in inputs beside the 
 here: a blank picture is encoded once and shows it.
 """
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -62,7 +63,7 @@ class Pictures:
         taken = inspect.signature(hf.forward).parameters
         self._takes_encoded = "mm_encoder_outputs" in taken
         if not self._takes_encoded and not hasattr(hf.base_model, "get_image_features"):
-            raise ValueError(f"{type(hf).__name__} takes no encoded pictures")
+            raise ValueError(f"{type(hf).__name__} takes no encoded pictures; choose another family (docs/models.md)")
         self._given: Any = None
         self.token_id = int(getattr(hf.config, "image_token_id", None) or hf.config.image_token_index)
         self.placeholder = self._find_placeholder()
@@ -165,15 +166,22 @@ class Pictures:
         self._given = self._container(features)
         return {"pixel_values": self._pixels.to(features)}
 
-    def check_taken(self) -> None:
-        """Behind a forward: refuses a model that did not ask for its pictures, and so saw others.
+    @contextlib.contextmanager
+    def asked_for(self) -> Iterator[None]:
+        """Around a forward: refuses a model that did not ask for its pictures, and so saw others.
 
         Raises:
             ValueError: It did not.
         """
-        if self._given is not None:
+        try:
+            yield
+            if self._given is not None:
+                raise ValueError(
+                    f"{type(self._hf).__name__} takes no encoded pictures: it never asked its tower; choose another "
+                    f"family (docs/models.md)"
+                )
+        finally:
             self._given = None
-            raise ValueError(f"{type(self._hf).__name__} takes no encoded pictures: it never asked its tower")
 
     def _answer_with_given(self) -> None:
         """Before transformers 5.18, and in a few families: the model asks its tower, which has the answer already."""

@@ -275,6 +275,12 @@ def test_a_trained_head_is_a_head_of_its_own(
     torch.testing.assert_close(adapted.get_output_embeddings().weight[7], vlm.get_parameter(heads[0])[7])
 
 
+def test_a_head_is_not_trained_where_it_could_not_move(tiny_folder: Path) -> None:
+    for options in ({"lora_rank": 0}, {"dtype": "bfloat16"}):
+        with pytest.raises(ValueError, match=r"vlm\.train_head needs lora_rank above 0 and dtype float32"):
+            VLM(str(tiny_folder), train_head=True, **options)  # type: ignore[arg-type]
+
+
 def _hidden(vlm: VLM, inputs: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
         return vlm.hidden(inputs)

@@ -40,9 +40,13 @@ def check_options(hp: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must be a finite number, not {value}; null means none where there is none")
     for name in ("critic_replay", "critic_memory"):
         if hp[name] < (name == "critic_memory"):
-            raise ValueError(f"{name} {hp[name]}: give a number of batches")
+            raise ValueError(f"{name} {hp[name]}: give a number of batches, at least {int(name == 'critic_memory')}")
     if hp["critic_replay"] and hp["critic_states"] != "base":
         raise ValueError("critic_replay needs critic_states: base (others change with the adapter)")
+    if hp["critic_replay"] and hp["top_k"] is None and hp["top_p"] is None:
+        raise ValueError(
+            "critic_replay needs top_k or top_p: a vocabulary's probabilities a token are too much to keep"
+        )
     for name in ("lr", "critic_lr", "weight_decay"):
         if hp[name] < 0:
             raise ValueError(f"{name} must not be negative, not {hp[name]}")

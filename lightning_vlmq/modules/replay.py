@@ -13,7 +13,7 @@ __all__ = ["CriticReplay", "Transitions"]
 
 
 class Transitions(NamedTuple):
-    """Turns as the critic's loss takes them; nothing carries a gradient to the VLM but ``states``, where they do.
+    """Turns as the critic's loss takes them; only ``states`` may carry a gradient to the VLM.
 
     Attributes:
         states: Hidden states that the critic reads ``[B, T, D]``.

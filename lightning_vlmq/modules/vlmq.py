@@ -73,8 +73,8 @@ class VLMQ(AgentModule):
             head, which then learn from the critic's loss, too (the paper); ``"detached"`` the same without that.
         critic_replay: So many of the last batches, drawn anew each step, count in the critic's loss beside the step's
             own: a larger batch of the critic for next to nothing, since its states stand still (``"base"`` only).
-        critic_memory: Batches to draw from, the last ones; they are kept with the states (in checkpoints, too) and the
-            policy's probabilities of their day.
+        critic_memory: Batches to draw from, the last ones; they are kept where the critic computes and in checkpoints:
+            some turns x tokens x hidden size x 4 bytes a batch, with the policy's probabilities of their day.
         gamma: Discount from a turn's last token to the next turn.
         in_turn_discount: Discount per token inside a turn; ``null`` takes gamma.
         trace: lambda of the tree backup inside a turn; 0 is the paper's one-step target.
@@ -304,7 +304,7 @@ class VLMQ(AgentModule):
         """Checks the checkpoint, takes its threshold and what the critic replays (on all ranks the first one's)."""
         super().on_load_checkpoint(checkpoint)
         self.threshold = checkpoint.get("threshold", self.threshold)
-        self.td.replay.load(checkpoint.get("critic_replay", []))
+        self.td.replay.load(checkpoint.get("critic_replay", []) if self.hparams["critic_replay"] else [])
 
     # -- steps ----------------------------------------------------------------------------------------------
 

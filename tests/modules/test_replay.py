@@ -5,6 +5,7 @@ import torch
 
 from lightning_vlmq import VLM, VLMQ
 from lightning_vlmq.batches import TokenBatch, TurnEncoder
+from lightning_vlmq.modules.replay import CriticReplay
 
 
 @pytest.fixture
@@ -32,17 +33,17 @@ def gradients(module: VLMQ, loss: torch.Tensor) -> list[torch.Tensor]:
     return list(torch.autograd.grad(loss, list(module.critic.online.parameters())))
 
 
-@pytest.mark.parametrize("top_k", [8, None])
-def test_replayed_turns_count_as_those_of_the_batch(vlm: VLM, halves: list[TokenBatch], top_k: int | None) -> None:
-    alone = agent(vlm, top_k=top_k)  # type: ignore[arg-type]
+@pytest.mark.parametrize("number", [1, 3])
+def test_replayed_turns_count_as_those_of_the_batch(vlm: VLM, halves: list[TokenBatch], number: int) -> None:
+    alone = agent(vlm)
     first, second = (gradients(alone, alone.losses(half)[0]) for half in halves)
-    module = agent(vlm, top_k=top_k, critic_replay=1, critic_memory=1)  # type: ignore[arg-type]
+    module = agent(vlm, critic_replay=number, critic_memory=1)
     same = gradients(module, module.losses(halves[0])[0])  # there is nothing to replay yet
     loss, _ = module.losses(halves[1])
     both = gradients(module, loss)
     for a, b, found, at_first in zip(first, second, both, same, strict=True):
         torch.testing.assert_close(at_first, a)
-        torch.testing.assert_close(found, (a + b) / 2, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(found, (number * a + b) / (number + 1), atol=1e-6, rtol=1e-4)
     assert len(module.td.replay) == 1
 
 
@@ -68,13 +69,25 @@ def test_the_memory_is_bounded_and_holds_no_graph(vlm: VLM, halves: list[TokenBa
     for _ in range(5):
         module.losses(halves[0])[0].backward()
     assert len(module.td.replay) == 3
-    assert not module.td.replay.draw(1, torch.device("cpu")).states.requires_grad
-    module.eval().losses(halves[0])  # in validation nothing is noted and nothing replayed
-    assert len(module.td.replay) == 3
+    memory = CriticReplay(2)
+    drawn = module.td.replay.draw(1, torch.device("cpu"))
+    memory.add(drawn._replace(states=drawn.states.requires_grad_()))
+    assert not memory.draw(1, torch.device("cpu")).states.requires_grad
+
+
+def test_in_validation_nothing_is_kept_and_nothing_replayed(vlm: VLM, halves: list[TokenBatch]) -> None:
+    module, alone = agent(vlm, critic_replay=1, critic_memory=9), agent(vlm)
+    module.losses(halves[0])
+    _, found = module.eval().losses(halves[1])
+    _, wanted = alone.eval().losses(halves[1])
+    torch.testing.assert_close(found["loss/critic"], wanted["loss/critic"])
+    assert len(module.td.replay) == 1
 
 
 def test_states_that_the_adapter_changes_are_not_replayed(vlm: VLM) -> None:
     with pytest.raises(ValueError, match="critic_replay needs critic_states: base"):
         VLMQ(vlm, critic_states="adapted", critic_replay=1)
-    with pytest.raises(ValueError, match="critic_memory 0"):
+    with pytest.raises(ValueError, match="critic_memory 0: give a number of batches, at least 1"):
         VLMQ(vlm, critic_memory=0)
+    with pytest.raises(ValueError, match="critic_replay needs top_k or top_p"):
+        VLMQ(vlm, critic_replay=1, top_k=None)

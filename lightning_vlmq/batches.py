@@ -141,6 +141,10 @@ class TurnEncoder:
         """Ids of text, nothing added."""
         return list(self.vlm.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def decode_text(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens and spaces as they are."""
+        return str(self.vlm.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
     # -- replies --------------------------------------------------------------------------------------------
 
     def reply_ids(self, turn: Turn) -> list[int]:
@@ -169,7 +173,7 @@ class TurnEncoder:
     def _encoded_reply(self, reply: str, where: str) -> list[int]:
         ids = self.encode_text(reply)
         unknown = self.vlm.tokenizer.unk_token_id
-        decoded = self.vlm.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        decoded = self.decode_text(ids)
         special = set(ids) & {*self.vlm.stop_ids, *self.vlm.forbidden_ids}
         if decoded != reply or special or (unknown is not None and unknown in ids):
             raise ValueError(

@@ -231,9 +231,8 @@ class CollectorPolicy:
         barred = {*vlm.stop_ids, *vlm.forbidden_ids}
         ids = [token for token in student.encode_text(text) if token not in barred][: student.max_reply_tokens]
         cut = len(ids) == student.max_reply_tokens
-        said = vlm.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         kept = ids if cut else [*ids, vlm.stop_ids[0]]
-        return Reply(text=said, ids=tuple(kept), tokenizer=student.tokenizer_fingerprint, cut=cut)
+        return Reply(text=student.decode_text(ids), ids=tuple(kept), tokenizer=student.tokenizer_fingerprint, cut=cut)
 
 
 def _free() -> None:

@@ -150,9 +150,7 @@ class VLMPolicy:
     def _as_reply(self, ids: list[int], log_probs: list[float], prefix: str) -> Reply:
         vlm = self.encoder.vlm
         stopped = bool(ids) and ids[-1] in vlm.stop_ids
-        text = vlm.tokenizer.decode(
-            ids[:-1] if stopped else ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        text = self.encoder.decode_text(ids[:-1] if stopped else ids)
         return Reply(
             text=text,
             ids=tuple(ids),

@@ -97,7 +97,7 @@ class PromptMethod:
         Raises:
             ValueError: If the template has no place for it.
         """
-        if self.template is not None and "{summary" not in self.template:
+        if self.template is not None and "summary" not in _check_template(self.template, False):
             raise ValueError(f"summary: template {self.template!r} does not show it; put {{summary}} into it")
         other = copy.copy(self)
         other.use_summary = True
@@ -179,8 +179,8 @@ def _counters(observation: Observation) -> str:
     return " ".join(parts)
 
 
-def _check_template(template: str, thought: bool) -> None:
-    """Raise if a template does not parse, has fields that are not ours, or lacks the one for the thought."""
+def _check_template(template: str, thought: bool) -> set[str]:
+    """Names of its fields; raise if it does not parse, has others than ours, or lacks the one for the thought."""
     try:
         fields = [(name, form or "") for _, name, form, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
@@ -189,5 +189,7 @@ def _check_template(template: str, thought: bool) -> None:
     if unknown:
         names = ", ".join(repr(name) for name in unknown)
         raise ValueError(f"template has unknown fields {names}: use {', '.join(_FIELDS)}")
-    if thought and "thought" not in {name for name, _ in fields}:
+    shown = {name for name, _ in fields}
+    if thought and "thought" not in shown:
         raise ValueError(f"thought: template {template!r} does not ask for one; put {{thought}} into it")
+    return shown

@@ -4,6 +4,8 @@ from collections import deque
 from typing import Any, NamedTuple
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -57,12 +59,12 @@ class CriticReplay:
 
     def add(self, batch: Transitions) -> None:
         """Keeps a batch, and drops the oldest where there is no room."""
-        self._batches.append(_mapped(batch, lambda x: x.detach()))
+        self._batches.append(apply_to_collection(batch, Tensor, Tensor.detach))
 
     def draw(self, number: int, device: torch.device) -> Transitions:
         """``number`` batches, drawn with replacement by torch's generator, as one."""
         chosen = [self._batches[k] for k in torch.randint(len(self._batches), (number,)).tolist()]
-        chosen = [_mapped(batch, lambda x: x.to(device)) for batch in chosen]  # those of a checkpoint are elsewhere
+        chosen = move_data_to_device(chosen, device)  # those of a checkpoint are elsewhere
         width = max(batch.mask.shape[1] for batch in chosen)
         return _joined([_widened(batch, width) for batch in chosen])
 
@@ -76,17 +78,6 @@ class CriticReplay:
         for batch in state:
             supports = {name: Support(**batch[name]) for name in ("support", "next_support")}
             self._batches.append(Transitions(**{**batch, **supports}))
-
-
-def _mapped(batch: Transitions, function: Any) -> Transitions:
-    """The function of every tensor."""
-
-    def of(value: Any) -> Any:
-        if isinstance(value, Support):
-            return Support(*map(of, value))
-        return None if value is None else function(value)
-
-    return Transitions(*map(of, batch))
 
 
 def _plain(batch: Transitions) -> dict[str, Any]:

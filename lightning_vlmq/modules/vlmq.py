@@ -193,7 +193,7 @@ class VLMQ(AgentModule):
         seen = self._transitions(batch, heads.states, support)
         targets = self.td.targets(seen)
         if self.training:
-            self.critic.observe(heads.states, targets, batch.mask & batch.td.unsqueeze(-1), batch.weight)
+            self.critic.observe(seen.states, targets, seen.mask, seen.weight)
         critic = self.td.loss(seen, heads.prediction, targets, replay=self.training)
         loss = actor + hp["td_weight"] * critic
         logs = {"loss/actor": actor.detach(), "loss/critic": critic.detach()}

@@ -1,8 +1,7 @@
-"""Where a model is found, how its weights are told apart, and which of its layers get an adapter."""
+"""Where a model is found, how it is loaded, and how its weights are told apart."""
 
 import hashlib
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from transformers import (
 
 __all__ = [
     "EMBEDDED",
-    "adapter_targets",
     "fingerprint",
     "load_network",
     "load_processor",
@@ -120,31 +118,6 @@ def turn_end(processor: Any) -> int | None:
     behind = processor.apply_chat_template(messages, tokenize=False).rpartition("It.")[2].strip()
     ids = processor.tokenizer(behind, add_special_tokens=False)["input_ids"]
     return int(ids[0]) if ids and ids[0] in processor.tokenizer.added_tokens_decoder else None
-
-
-def adapter_targets(network: Any, targets: Sequence[str] | str, layers: int | None) -> list[str]:
-    """Full names of the linear layers of the language model that ``targets`` name, in its last ``layers`` layers."""
-    decoder = network.get_decoder()
-    prefix = next(name for name, module in network.named_modules() if module is decoder)
-    linear = [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
-    wanted = [targets] if isinstance(targets, str) else list(targets)
-    if wanted == ["all-linear"]:
-        chosen = linear
-    else:
-        chosen = [name for name in linear if any(name == t or name.endswith(f".{t}") for t in wanted)]
-    idle = [t for t in wanted if wanted != ["all-linear"] and not any(f".{name}".endswith(f".{t}") for name in linear)]
-    if idle or not chosen:
-        known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
-        raise ValueError(
-            f"vlm.lora_targets: {idle or wanted} match no linear layer of the language model; it has {known}"
-        )
-    if layers is not None:
-        numbers = {name: int(found[1]) for name in chosen if (found := re.search(r"(?:^|\.)layers\.(\d+)\.", name))}
-        first = max(numbers.values(), default=-1) + 1 - layers
-        chosen = [name for name, number in numbers.items() if number >= first]
-        if layers < 1 or not chosen:
-            raise ValueError(f"vlm.lora_layers: {layers} leaves no layer to adapt; give at least 1, or null for all")
-    return [f"{prefix}.{name}" for name in chosen]
 
 
 def fingerprint(weights: Iterable[Tensor]) -> str:

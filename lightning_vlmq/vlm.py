@@ -5,27 +5,26 @@ generation. Names of layers, families and containers stay in here.
 """
 
 import contextlib
-import copy
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, SuppressTokensLogitsProcessor
 
+from lightning_vlmq.adapters import add_adapter, export
+from lightning_vlmq.adapters import train_language_model as _train
 from lightning_vlmq.families import FAMILIES, Family
 from lightning_vlmq.frozen_layers import layers_below_adapter, noted, repeated
 from lightning_vlmq.language_head import learn_head_output
 from lightning_vlmq.loading import (
     EMBEDDED,
-    adapter_targets,
     fingerprint,
     load_network,
     load_processor,
@@ -39,7 +38,7 @@ __all__ = ["EMBEDDED", "VLM"]
 
 
 class VLM(nn.Module):
-    """A VLM with a frozen base and a LoRA adapter on its language model.
+    """A VLM whose language model is trained, by a LoRA adapter on the frozen base or as a whole.
 
     Args:
         name: ``"embedded"``, a local folder, or a name on the Hugging Face hub.
@@ -53,6 +52,11 @@ class VLM(nn.Module):
             update is cheaper, and what the layers below know cannot be lost.
         train_head: Also train the language head itself (the paper freezes it); where it is tied to token embeddings,
             these stay as they are. A small model then puts its last hidden states into words within far fewer updates.
+        use_rslora: Scale the adapter by alpha / sqrt(rank) (rsLoRA), for high ranks.
+        use_dora: Learn the weights' lengths apart from their directions (DoRA): closer to training all, but slower.
+        train_language_model: Train the language model itself, head and token embeddings included, in place of an
+            adapter (what is said of LoRA does not count then). Vision tower and connector stay frozen. Some 16 bytes a
+            weight with AdamW; there is no base left for ``VLMQ(critic_states: base)``.
         dtype: Type of the base weights, e.g. ``"bfloat16"``; the adapter stays float32.
         load_in_4bit: Keep the linear layers of the language model in 4 bits (NF4 of bitsandbytes, QLoRA) and compute in
             ``dtype``: less memory for more time. The vision tower stays as it is.
@@ -61,8 +65,8 @@ class VLM(nn.Module):
 
     Raises:
         ValueError: The model has no image input or takes no encoded pictures, its processor lacks a package, the name
-            is neither a folder nor reachable, ``lora_targets`` or ``lora_layers`` match nothing, or ``train_head``
-            stands without an adapter or in another type than float32.
+            is neither a folder nor reachable, ``lora_targets`` or ``lora_layers`` match nothing, ``train_head`` stands
+            without an adapter, or it or ``train_language_model`` in another type than float32.
     """
 
     def __init__(
@@ -75,16 +79,26 @@ class VLM(nn.Module):
         lora_targets: Sequence[str] | str = "all-linear",
         lora_layers: int | None = None,
         train_head: bool = False,
+        use_rslora: bool = False,
+        use_dora: bool = False,
+        train_language_model: bool = False,
         dtype: str = "float32",
         load_in_4bit: bool = False,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if train_head and (lora_rank <= 0 or dtype != "float32"):
-            # in bfloat16 three quarters of a head's steps at 1e-4 are rounded away
+        whole = train_language_model
+        # in bfloat16 three quarters of a head's steps at 1e-4 are rounded away
+        if whole and (dtype != "float32" or load_in_4bit):
+            raise ValueError(
+                "vlm.train_language_model needs dtype float32 and load_in_4bit false; set trainer.precision: "
+                "bf16-mixed to compute in bfloat16"
+            )
+        if train_head and not whole and (lora_rank <= 0 or dtype != "float32"):
             raise ValueError("vlm.train_head needs lora_rank above 0 and dtype float32; set these or train_head: false")
         self.name = name
-        self._dtype, self._trains_head, self._four_bit = dtype, train_head, load_in_4bit
+        self.has_base = not whole
+        self._dtype, self._four_bit, self._trains_head = dtype, load_in_4bit, train_head and not whole
         source = locate(name)
         network: Any = load_network(source, dtype, four_bit=load_in_4bit)
         family = FAMILIES.get(network.config.model_type, Family())
@@ -100,19 +114,22 @@ class VLM(nn.Module):
             self.head_output = learn_head_output(network)
         except ValueError as error:
             raise ValueError(f"vlm.name: {name!r} ({network.config.model_type}): {error}") from None
-        if lora_rank > 0:
-            targets = adapter_targets(network, lora_targets, lora_layers)
-            saved = [_name_of(network, network.get_output_embeddings())] if train_head else None
-            config = LoraConfig(
+        self.network: Any = network
+        if whole:
+            _ = self.base_fingerprint  # of the weights as they were loaded
+            _train(network)
+        elif lora_rank > 0:
+            self.network = add_adapter(
+                network,
+                lora_targets,
+                lora_layers,
+                train_head=train_head,
                 r=lora_rank,
-                lora_alpha=cast(int, lora_alpha),
+                lora_alpha=lora_alpha,
                 lora_dropout=lora_dropout,
-                target_modules=targets,
-                modules_to_save=saved,
+                use_rslora=use_rslora,
+                use_dora=use_dora,
             )
-            self.network: Any = get_peft_model(network, config)
-        else:
-            self.network = network
         self.eval()
 
     # -- what is inside -------------------------------------------------------------------------------------
@@ -304,7 +321,7 @@ class VLM(nn.Module):
 
     @contextlib.contextmanager
     def base(self) -> Iterator[None]:
-        """Within this context the adapter is off: the VLM is the one that was loaded."""
+        """Within this context the adapter is off: the VLM is the one that was loaded (unless it is trained whole)."""
         if isinstance(self.network, PeftModel):
             with self.network.disable_adapter():
                 yield
@@ -325,31 +342,13 @@ class VLM(nn.Module):
         Raises:
             ValueError: There is no adapter to export.
         """
-        if not isinstance(self.network, PeftModel):
+        if self.has_base and not isinstance(self.network, PeftModel):
             raise ValueError("there is no adapter to export: vlm.lora_rank is 0")
-        if merged:
-            whole = self._merged()
-            if self._trains_head:
-                for config in (whole.config, whole.config.get_text_config()):
-                    config.tie_word_embeddings = False  # a trained head is no longer the embeddings
-            whole.save_pretrained(folder)
-        else:
-            self.network.save_pretrained(str(folder))
+        if not self.has_base and not merged:
+            raise ValueError("there is no adapter to export: vlm.train_language_model; export it merged")
+        load = (lambda: load_network(locate(self.name), self._dtype)) if self._four_bit else None
+        export(self.network, folder, merged=merged, untied=self._trains_head, unrounded=load)
         self.processor.save_pretrained(folder)
-
-    def _merged(self) -> Any:
-        """A whole model with the adapter added; the one in training stays as it is."""
-        if not self._four_bit:
-            return copy.deepcopy(self.network).merge_and_unload()
-        with tempfile.TemporaryDirectory() as folder:  # into the weights as they were before they were rounded
-            self.network.save_pretrained(folder)
-            base = load_network(locate(self.name), self._dtype)
-            return PeftModel.from_pretrained(base, folder).merge_and_unload()
-
-
-def _name_of(network: Any, part: nn.Module) -> str:
-    names = {id(module): name for name, module in network.named_modules()}
-    return str(names[id(part)])
 
 
 def _is_control(added: Any) -> bool:

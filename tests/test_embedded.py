@@ -177,12 +177,12 @@ def test_facts_that_states_have_to_know():
     expected = {"upper total": 10, "lower total": 18, "lower ace": 1, "lower points": 18}
     assert dict(zip(KNOWN, known(("cards", {"rows": cards})), strict=True)) == dict.fromkeys(KNOWN, -1) | expected
     soft = [[("K", "spades"), None], [("A", "hearts"), ("7", "clubs"), ("A", "clubs")]]
-    assert known(("cards", {"rows": soft}))[-1] == 19
+    assert known(("cards", {"rows": soft}))[list(KNOWN).index("lower points")] == 19
     for pair, order in (((3, 8), 0), ((9, 8), 1), ((8, 8), 2)):
         found = known(("labels", {"labels": [("a", pair[0]), ("b", 50), ("c", pair[1])]}))
         assert found[:3] == [pair[0], pair[1], order]
-    grid = known(("grid", {"cells": {}, "agent": (1, 6), "facing": "up"}))
-    assert grid[-4:-1] == [1, 6, 3]
+    grid = known(("grid", {"cells": {}, "agent": (1, 6), "facing": "up", "beside": [0, 1, 2]}))
+    assert grid[-7:] == [1, 6, 3, -1, 0, 1, 2]
     assert known(("words", {"words": ["a"]})) == [-1] * len(KNOWN)
 
 
@@ -194,7 +194,7 @@ def test_heads_count_only_facts_that_a_picture_has():
     loss, counts = heads(hidden, wanted)
     scores = heads.heads[2](hidden[:2]).log_softmax(-1)
     assert loss.item() == pytest.approx(-(scores[0, 1] + scores[1, 2]).item() / 2, rel=1e-5)
-    assert counts[:, 1].tolist() == [0, 0, 2, *[0] * 9]
+    assert counts[:, 1].tolist() == [0, 0, 2, *[0] * 12]
     assert heads(hidden, torch.full((3, len(KNOWN) + len(NAMED)), -1))[0].item() == 0
 
 

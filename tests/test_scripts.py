@@ -2,7 +2,10 @@
 
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ from scripts.babyai_states import read_out, worlds
 from scripts.blackjack_critic import Shown, fork
 from scripts.curves import curve, mean, runs
 from scripts.curves import main as curves_main
-from scripts.embedded_vlm.worlds import from_agent
+from scripts.embedded_vlm.worlds import from_agent, grid, view
 
 
 def test_hit_and_stand_part_behind_the_tag(vlm: VLM) -> None:
@@ -48,6 +51,25 @@ def test_values_of_a_state_are_averaged_over_its_hands() -> None:
 def test_where_a_thing_is_as_seen_by_the_agent(facing: str, expected: tuple[int, int]) -> None:
     # two cells to the east, one to the north
     assert from_agent((5, 2), (3, 3), facing) == expected
+
+
+@pytest.mark.parametrize("draw", [grid, view])
+def test_what_stands_beside_the_agent_is_what_is_drawn_there(draw: Callable[..., Any]) -> None:
+    found = set()
+    for seed in range(60):
+        canvas, facts = draw(Random(seed))
+        ways = {"right": (1, 0), "down": (0, 1), "left": (-1, 0), "up": (0, -1)}
+        (x, y), (fx, fy) = facts["agent"], ways[facts["facing"]]
+        picture = np.asarray(canvas.image)
+        tile = picture.shape[0] // (8 if draw is grid else y + 1)
+        for (dx, dy), stands in zip([(fx, fy), (fy, -fx), (-fy, fx)], facts["beside"], strict=True):
+            thing = facts["cells"].get((x + dx, y + dy))
+            assert (stands == 2) == (thing is not None and thing[1] not in ("goal", "door_open"))
+            corner = picture[(y + dy) * tile + 2, (x + dx) * tile + 2].max()
+            if thing is None:  # walls are grey up to their corners, empty cells black or lit
+                assert (stands == 1) == (corner >= 100), (seed, stands, corner)
+            found.add(stands)
+    assert found == {0, 1, 2}
 
 
 @pytest.mark.parametrize(("view", "side"), [("agent", 7), ("agent, padded to 8", 8)])

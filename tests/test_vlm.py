@@ -1,39 +1,17 @@
 import dataclasses
 import io
-import json
 from pathlib import Path
 
-import peft
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, BertConfig
+from transformers import BertConfig
 
 from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.policy import VLMPolicy
 from lightning_vlmq.turns import Turn
 from lightning_vlmq.vlm import VLM
-
-
-def test_only_the_language_model_gets_an_adapter(tiny_folder: Path) -> None:
-    vlm = VLM(str(tiny_folder), lora_rank=2, lora_targets=["q_proj", "v_proj"])
-    names = vlm.trainable_names()
-    # 2 layers x 2 targets x (A, B); the vision tower has q_proj and v_proj, too
-    assert len(names) == 8
-    assert all("text_model" in name and "lora_" in name for name in names)
-    # rank 2, width 32: 2 x 32 for A and for B
-    assert sum(p.numel() for p in vlm.parameters() if p.requires_grad) == 8 * 2 * 32
-
-
-def test_only_the_last_layers_get_an_adapter(tiny_folder: Path) -> None:
-    names = VLM(str(tiny_folder), lora_rank=2, lora_targets=["q_proj"], lora_layers=1).trainable_names()
-    assert len(names) == 2
-    assert all(".layers.1.self_attn.q_proj." in name for name in names)
-    every = VLM(str(tiny_folder), lora_rank=2).trainable_names()
-    assert VLM(str(tiny_folder), lora_rank=2, lora_layers=2).trainable_names() == every
-    with pytest.raises(ValueError, match=r"vlm.lora_layers: 0 leaves no layer"):
-        VLM(str(tiny_folder), lora_layers=0)
 
 
 def test_a_base_is_the_same_in_every_precision_and_with_any_adapter(tiny_folder: Path) -> None:
@@ -43,13 +21,6 @@ def test_a_base_is_the_same_in_every_precision_and_with_any_adapter(tiny_folder:
     with torch.no_grad():
         other.hf.get_decoder().layers[0].self_attn.o_proj.base_layer.weight[0, 0] += 1.0
     assert other.base_fingerprint != vlm.base_fingerprint
-
-
-def test_targets_that_match_nothing_are_named(tiny_folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"lora_targets: \['Wqkv'\] match no linear layer.*it has .*q_proj"):
-        VLM(str(tiny_folder), lora_targets=["Wqkv"])
-    with pytest.raises(ValueError, match=r"lora_targets: \['o_prj'\] match no linear layer"):  # each one must
-        VLM(str(tiny_folder), lora_targets=["q_proj", "o_prj"])
 
 
 def test_a_missing_folder_is_named() -> None:
@@ -223,62 +194,6 @@ def test_base_is_the_loaded_model(vlm: VLM, encoder: TurnEncoder, pairs: list, t
     with vlm.base():
         torch.testing.assert_close(_hidden(vlm, batch.inputs), _hidden(untouched, batch.inputs))
     assert not torch.allclose(_hidden(vlm, batch.inputs), _hidden(untouched, batch.inputs))
-
-
-def test_exports_load_without_us(
-    vlm: VLM, encoder: TurnEncoder, pairs: list, tiny_folder: Path, tmp_path: Path
-) -> None:
-    inputs = encoder.prompts([pairs[0][0].observation])
-    wanted = vlm.logits(_hidden(vlm, inputs))
-    pixels = vlm.processor(
-        text=["<image>"], images=[[_picture(pairs[0][0].observation.images[0])]], return_tensors="pt"
-    )
-    live = {k: v for k, v in inputs.items() if k != "image_features"}
-    live |= {k: v for k, v in pixels.items() if k.startswith("pixel")}
-    vlm.export(tmp_path / "merged", merged=True)
-    vlm.export(tmp_path / "adapter", merged=False)
-    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
-    base = AutoModelForImageTextToText.from_pretrained(tiny_folder)
-    adapted = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
-    for model in (merged, adapted):
-        with torch.no_grad():
-            torch.testing.assert_close(model(**live).logits, wanted, atol=1e-4, rtol=1e-4)
-    assert AutoProcessor.from_pretrained(tmp_path / "merged").tokenizer.eos_token_id == vlm.stop_ids[0]
-    # the model in training is left as it was
-    torch.testing.assert_close(vlm.logits(_hidden(vlm, inputs)), wanted)
-    assert "lora" in json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["peft_type"].lower()
-
-
-def test_a_trained_head_is_a_head_of_its_own(
-    encoder: TurnEncoder, pairs: list, tiny_folder: Path, tmp_path: Path
-) -> None:
-    vlm = VLM(str(tiny_folder), lora_rank=2, train_head=True)
-    heads = [name for name in vlm.trainable_names() if "lora_" not in name]
-    assert len(heads) == 1
-    assert vlm.get_parameter(heads[0]).shape == vlm.token_embeddings().shape
-    inputs = encoder.prompts([pairs[0][0].observation])
-    before = vlm.logits(_hidden(vlm, inputs)).detach()
-    with torch.no_grad():
-        vlm.get_parameter(heads[0])[7] += 1.0
-    hidden = _hidden(vlm, inputs)  # the tied embeddings have not moved
-    after = vlm.logits(hidden).detach()
-    torch.testing.assert_close(after[..., 7] - before[..., 7], hidden.sum(-1), atol=1e-4, rtol=1e-4)
-    assert torch.equal(after[..., :7], before[..., :7])
-    with vlm.base():
-        torch.testing.assert_close(vlm.logits(_hidden(vlm, inputs)), before)  # the adapter is still zero
-    vlm.export(tmp_path / "merged", merged=True)
-    vlm.export(tmp_path / "adapter", merged=False)
-    again = VLM(str(tmp_path / "merged"), lora_rank=0)
-    torch.testing.assert_close(again.logits(_hidden(again, inputs)), after, atol=1e-4, rtol=1e-4)
-    base = AutoModelForImageTextToText.from_pretrained(tiny_folder)
-    adapted = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
-    torch.testing.assert_close(adapted.get_output_embeddings().weight[7], vlm.get_parameter(heads[0])[7])
-
-
-def test_a_head_is_not_trained_where_it_could_not_move(tiny_folder: Path) -> None:
-    for options in ({"lora_rank": 0}, {"dtype": "bfloat16"}):
-        with pytest.raises(ValueError, match=r"vlm\.train_head needs lora_rank above 0 and dtype float32"):
-            VLM(str(tiny_folder), train_head=True, **options)  # type: ignore[arg-type]
 
 
 def _hidden(vlm: VLM, inputs: dict[str, Tensor]) -> Tensor:

@@ -137,6 +137,8 @@ class VLMQ(AgentModule):
         super().__init__(vlm)
         self.save_hyperparameters(ignore=["vlm"])
         check_options(self.hparams)
+        if critic_states == "base" and td_weight > 0 and not vlm.has_base:
+            raise ValueError("critic_states: base: vlm.train_language_model leaves no base; take adapted or detached")
         self.threshold = threshold
         head: MLPCritic | EmbeddingCritic
         if critic == "mlp":

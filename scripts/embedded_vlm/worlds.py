@@ -95,7 +95,7 @@ def grid(rng: Random) -> tuple[Canvas, dict[str, Any]]:
     cells, agent, facing = _world(rng)
     lit = {(agent[0] + dx, agent[1] + dy) for dx in range(-3, 4) for dy in range(-3, 4)}
     canvas = _drawn(cells, agent, facing, rng.choice([28, 32, 32, 36]), 8, lit if rng.random() < 0.5 else set())
-    return canvas, {"cells": _things(cells), "agent": agent, "facing": facing}
+    return canvas, {"cells": _things(cells), "agent": agent, "facing": facing, "beside": _beside(cells, agent, facing)}
 
 
 def view(rng: Random) -> tuple[Canvas, dict[str, Any]]:
@@ -115,7 +115,8 @@ def view(rng: Random) -> tuple[Canvas, dict[str, Any]]:
         tile = canvas.image.width // 8
         canvas.draw.rectangle((0, 0, 8 * tile, tile - 1), fill=(0, 0, 0))
         canvas.draw.rectangle((7 * tile, 0, 8 * tile, 8 * tile), fill=(0, 0, 0))
-    return canvas, {"cells": _things(cells), "agent": own, "facing": "up", "walls": False}
+    facts = {"cells": _things(cells), "agent": own, "facing": "up", "walls": False}
+    return canvas, facts | {"beside": _beside(world, agent, facing)}
 
 
 def _world(rng: Random, most: int = 8) -> tuple[Cells, Cell, str]:
@@ -145,6 +146,14 @@ def from_agent(place: Cell, agent: Cell, facing: str) -> Cell:
     """How many tiles a place lies ahead of the agent, and how many to its right."""
     (fx, fy), dx, dy = _AHEAD[facing], place[0] - agent[0], place[1] - agent[1]
     return fx * dx + fy * dy, fx * dy - fy * dx
+
+
+def _beside(cells: Cells, agent: Cell, facing: str) -> list[int]:
+    """What stands ahead of the agent, to its left and to its right: 0 nothing in its way, 1 a wall, 2 a thing."""
+    (x, y), (fx, fy) = agent, _AHEAD[facing]
+    places = (x + fx, y + fy), (x + fy, y - fx), (x - fy, y + fx)
+    names = [cells.get(place, ("", ""))[1] for place in places]
+    return [1 if name == "wall" else 2 * (name not in ("", "goal", "door_open")) for name in names]
 
 
 def _things(cells: Cells) -> Cells:

@@ -7,7 +7,7 @@ log-probabilities.
 import gc
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -18,10 +18,27 @@ from lightning_vlmq.features import FeatureCache
 from lightning_vlmq.loading import named_dtype
 from lightning_vlmq.policy import Reply, VLMPolicy
 from lightning_vlmq.prompts import ActionPrompt, PromptMethod
+from lightning_vlmq.sampling import drawn_with, from_the_model_itself
 from lightning_vlmq.turns import Observation
 from lightning_vlmq.vlm import VLM
 
-__all__ = ["Collector", "CollectorPolicy", "OtherVLM", "TextLLM"]
+__all__ = ["Collector", "CollectorPolicy", "OtherVLM", "Speaking", "TextLLM"]
+
+
+class Speaking(NamedTuple):
+    """How a collector replies.
+
+    Attributes:
+        limit: Tokens of a reply, in the model's own.
+        temperature: 0 is greedy.
+        seed: Of sampling.
+        device: Where to compute.
+    """
+
+    limit: int
+    temperature: float
+    seed: int
+    device: torch.device
 
 
 class Collector(ABC):
@@ -31,25 +48,13 @@ class Collector(ABC):
     """
 
     @abstractmethod
-    def say(
-        self,
-        observations: Sequence[Observation],
-        prompt: PromptMethod,
-        *,
-        limit: int,
-        temperature: float,
-        seed: int,
-        device: torch.device,
-    ) -> list[str]:
+    def say(self, observations: Sequence[Observation], prompt: PromptMethod, how: Speaking) -> list[str]:
         """Replies to observations.
 
         Args:
             observations: One a reply.
             prompt: How the student's prompts are made.
-            limit: Tokens of a reply, in the model's own.
-            temperature: 0 is greedy.
-            seed: Of sampling.
-            device: Where to compute.
+            how: How long, how freely and where.
         """
 
     @abstractmethod
@@ -77,25 +82,16 @@ class OtherVLM(Collector):
         self.batch_size = batch_size
         self._features: FeatureCache | None = None
 
-    def say(
-        self,
-        observations: Sequence[Observation],
-        prompt: PromptMethod,
-        *,
-        limit: int,
-        temperature: float,
-        seed: int,
-        device: torch.device,
-    ) -> list[str]:
+    def say(self, observations: Sequence[Observation], prompt: PromptMethod, how: Speaking) -> list[str]:
         """Replies to pictures and prompts, as :class:`~lightning_vlmq.policy.VLMPolicy` gives them."""
         if self._features is None:
             self._features = FeatureCache(VLM(self.name, lora_rank=0, dtype=self.dtype))
-        vlm = self._features.vlm.to(device)
+        vlm = self._features.vlm.to(how.device)
         policy = VLMPolicy(
-            TurnEncoder(vlm, prompt, features=self._features, max_reply_tokens=limit),
-            temperature=temperature,
+            TurnEncoder(vlm, prompt, features=self._features, max_reply_tokens=how.limit),
+            temperature=how.temperature,
             action_prompt=self.action_prompt,
-            seed=seed,
+            seed=how.seed,
             batch_size=self.batch_size,
         )
         return [reply.text for reply in policy.reply([], observations)]
@@ -124,16 +120,7 @@ class TextLLM(Collector):
         self._tokenizer: Any = None
 
     @torch.no_grad()
-    def say(
-        self,
-        observations: Sequence[Observation],
-        prompt: PromptMethod,
-        *,
-        limit: int,
-        temperature: float,
-        seed: int,
-        device: torch.device,
-    ) -> list[str]:
+    def say(self, observations: Sequence[Observation], prompt: PromptMethod, how: Speaking) -> list[str]:
         """Replies to prompts that tell in words what a picture would show.
 
         Raises:
@@ -145,14 +132,9 @@ class TextLLM(Collector):
                 f"an OtherVLM"
             )
         if self._model is None:
-            self._load(device)
+            self._load(how.device)
         texts, words = [], prompt.in_words()
-        # a model's defaults may hold penalties, top_k and top_p
-        sampling: dict[str, Any] = {"do_sample": temperature > 0, "repetition_penalty": 1.0}
-        if temperature > 0:
-            sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        with drawn_with(how.seed, how.device):
             for start in range(0, len(observations), self.batch_size):
                 chats = [
                     [{"role": "user", "content": words.text(observation)}]
@@ -160,12 +142,13 @@ class TextLLM(Collector):
                 ]
                 read = self._tokenizer.apply_chat_template(
                     chats, add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True
-                ).to(device)
+                ).to(how.device)
                 ids = self._model.generate(
                     input_ids=read["input_ids"],
                     attention_mask=read["attention_mask"],
-                    **sampling,
-                    max_new_tokens=limit,
+                    **from_the_model_itself(how.temperature),
+                    repetition_penalty=1.0,  # a model's defaults may hold one
+                    max_new_tokens=how.limit,
                     pad_token_id=self._tokenizer.pad_token_id,
                 )
                 replies = ids[:, read["input_ids"].shape[1] :]
@@ -216,15 +199,9 @@ class CollectorPolicy:
 
     def reply(self, envs: Sequence[AgentEnv], observations: Sequence[Observation]) -> list[Reply]:
         """One reply an observation."""
-        texts = self.collector.say(
-            observations,
-            self.student.prompt,
-            limit=self.student.max_reply_tokens,
-            temperature=self.temperature,
-            seed=int(torch.randint(2**31, (1,), generator=self._seeds)),
-            device=self.student.vlm.device,
-        )
-        return [self._as_students(text) for text in texts]
+        seed = int(torch.randint(2**31, (1,), generator=self._seeds))
+        how = Speaking(self.student.max_reply_tokens, self.temperature, seed, self.student.vlm.device)
+        return [self._as_students(text) for text in self.collector.say(observations, self.student.prompt, how)]
 
     def _as_students(self, text: str) -> Reply:
         student, vlm = self.student, self.student.vlm

@@ -1,12 +1,14 @@
-"""What a VLM sampled: tokens up to the stop, and how likely each was."""
+"""How replies are drawn, and what a VLM sampled: tokens up to the stop, and how likely each was."""
 
-from typing import NamedTuple
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-__all__ = ["RawLogProbs", "Sampled", "until_stop"]
+__all__ = ["RawLogProbs", "Sampled", "drawn_with", "from_the_model_itself", "until_stop"]
 
 
 class Sampled(NamedTuple):
@@ -46,3 +48,19 @@ def until_stop(ids: list[int], stop_ids: tuple[int, ...]) -> list[int]:
         if token in stop_ids:
             return ids[: position + 1]
     return ids
+
+
+def from_the_model_itself(temperature: float) -> dict[str, Any]:
+    """Options of ``generate``: the likeliest token at 0, else drawn from all; a model's defaults may cut them."""
+    if temperature <= 0:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+
+
+@contextlib.contextmanager
+def drawn_with(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Within this context draws are seeded; behind it the global generators are as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield

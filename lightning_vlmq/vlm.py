@@ -32,7 +32,7 @@ from lightning_vlmq.loading import (
     turn_end,
 )
 from lightning_vlmq.pictures import EncodedImage, Pictures
-from lightning_vlmq.sampling import RawLogProbs, Sampled, until_stop
+from lightning_vlmq.sampling import RawLogProbs, Sampled, drawn_with, from_the_model_itself, until_stop
 
 __all__ = ["EMBEDDED", "VLM"]
 
@@ -284,21 +284,15 @@ class VLM(nn.Module):
             Tokens of each reply, the stop token included where one was sampled.
         """
         noted, masked = RawLogProbs(), SuppressTokensLogitsProcessor(self.forbidden_ids, str(self.device))
-        sampling: dict[str, Any] = {"do_sample": temperature > 0}
-        if temperature > 0:
-            sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
-        devices = [self.device] if self.device.type == "cuda" else []
         stop_ids, defaults = list(self.stop_ids), self.hf.generation_config
-        with self.inference(), torch.random.fork_rng(devices=devices), contextlib.ExitStack() as stack:
+        with self.inference(), drawn_with(generator_seed, self.device), contextlib.ExitStack() as stack:
             stack.enter_context(self.pictures.asked_for())
-            # a family's defaults may hold penalties, top_k and top_p: replies must come from pi itself
+            # a family's defaults may hold penalties, too: replies must come from pi itself
             stack.callback(setattr, self.hf, "generation_config", defaults)
             self.hf.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
-            if generator_seed is not None:
-                torch.manual_seed(generator_seed)
             output = self.hf.generate(
                 **self._model_inputs(inputs),
-                **sampling,
+                **from_the_model_itself(temperature),
                 max_new_tokens=max_new_tokens,
                 eos_token_id=stop_ids,
                 pad_token_id=self.tokenizer.pad_token_id,

@@ -13,13 +13,13 @@ from tiny_tokenizers import byte_level
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_vlmq import VLM, AgentEnv, PromptMethod, TurnEncoder, TurnStore, collect
-from lightning_vlmq.collectors import Collector, CollectorPolicy, OtherVLM, TextLLM
+from lightning_vlmq.collectors import Collector, CollectorPolicy, OtherVLM, Speaking, TextLLM
 from lightning_vlmq.envs import NumberLine
 from lightning_vlmq.policy import VLMPolicy
 from lightning_vlmq.turns import Observation, Turn
 
 CPU = torch.device("cpu")
-ASKED: dict[str, Any] = {"limit": 6, "temperature": 0.0, "seed": 0, "device": CPU}
+ASKED = Speaking(limit=6, temperature=0.0, seed=0, device=CPU)
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<end_of_utterance>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -61,7 +61,7 @@ class Talker(Collector):
     def __init__(self, text: str) -> None:
         self.text = text
 
-    def say(self, observations: Sequence[Observation], prompt: PromptMethod, **how: Any) -> list[str]:
+    def say(self, observations: Sequence[Observation], prompt: PromptMethod, how: Speaking) -> list[str]:
         return [self.text] * len(observations)
 
     def unload(self) -> None:
@@ -70,7 +70,7 @@ class Talker(Collector):
 
 def test_a_vlm_is_asked_as_the_student_is(encoder: TurnEncoder) -> None:
     other, observations = OtherVLM("embedded", "float32"), seen(2)
-    short, long = (other.say(observations, PromptMethod(), **ASKED | {"limit": limit}) for limit in (2, 12))
+    short, long = (other.say(observations, PromptMethod(), ASKED._replace(limit=limit)) for limit in (2, 12))
     assert all(a != b and b.startswith(a) for a, b in zip(short, long, strict=True))
     own = TurnEncoder(VLM(lora_rank=0), max_reply_tokens=12)
     assert long == [reply.text for reply in VLMPolicy(own).reply([], observations)]
@@ -140,28 +140,28 @@ def test_a_language_model_reads_words_in_place_of_pictures(tmp_path: Path, monke
         return generate(input_ids=input_ids, **rest)
 
     monkeypatch.setattr(collector._model, "generate", noted)
-    together = collector.say(observations, PromptMethod(), **ASKED)
+    together = collector.say(observations, PromptMethod(), ASKED)
     for text, observation in zip(asked, observations, strict=True):
         assert observation.summary
         assert observation.summary in text
         assert "[action]" in text
-    alone = [collector.say([each], PromptMethod(), **ASKED)[0] for each in observations]
+    alone = [collector.say([each], PromptMethod(), ASKED)[0] for each in observations]
     assert together == alone
-    tempered = ASKED | {"temperature": 1.0}
+    tempered = ASKED._replace(temperature=1.0)
     state = torch.get_rng_state()
-    drawn = [collector.say(observations, PromptMethod(), **tempered | {"seed": seed}) for seed in (1, 1, 2)]
+    drawn = [collector.say(observations, PromptMethod(), tempered._replace(seed=seed)) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_what_cannot_play_says_why(encoder: TurnEncoder, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no chat template; take a model that follows instructions"):
-        TextLLM(str(llm(tmp_path / "plain", template=None))).say(seen(1), PromptMethod(), **ASKED)
+        TextLLM(str(llm(tmp_path / "plain", template=None))).say(seen(1), PromptMethod(), ASKED)
     with pytest.raises(ValueError, match=r"cannot play .*give a folder or a hub name"):
-        TextLLM(str(tmp_path / "nothing")).say(seen(1), PromptMethod(), **ASKED)
+        TextLLM(str(tmp_path / "nothing")).say(seen(1), PromptMethod(), ASKED)
     blind = [Observation(objective="Win.")]
     with pytest.raises(ValueError, match="reads no pictures, and the environment offers no summary"):
-        TextLLM("any").say(blind, PromptMethod(), **ASKED)
+        TextLLM("any").say(blind, PromptMethod(), ASKED)
     with pytest.raises(ValueError, match=r"put \{summary\} into it"):
         PromptMethod(template="{objective}").in_words()
     with pytest.raises(ValueError, match="dtype: 'float7'"):

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_vlmq.batches import TurnEncoder
-from lightning_vlmq.envs import AgentEnv, Blackjack
+from lightning_vlmq.envs import AgentEnv, BabyAI, Blackjack
 from lightning_vlmq.envs.blackjack import BlackjackState
 from lightning_vlmq.envs.exact_blackjack import state_means
 from lightning_vlmq.vlm import VLM
@@ -22,7 +22,7 @@ from scripts.babyai_states import read_out, worlds
 from scripts.blackjack_critic import Shown, fork
 from scripts.curves import curve, mean, runs
 from scripts.curves import main as curves_main
-from scripts.embedded_vlm.worlds import from_agent, grid, view
+from scripts.embedded_vlm.worlds import agents_view, from_agent, grid, view
 
 
 def test_hit_and_stand_part_behind_the_tag(vlm: VLM) -> None:
@@ -70,6 +70,23 @@ def test_what_stands_beside_the_agent_is_what_is_drawn_there(draw: Callable[...,
                 assert (stands == 1) == (corner >= 100), (seed, stands, corner)
             found.add(stands)
     assert found == {0, 1, 2}
+
+
+@pytest.mark.parametrize("level", ["BabyAI-GoToRedBallGrey-v0", "BabyAI-GoToLocal-v0"])
+def test_an_agents_view_is_drawn_as_the_environment_draws_it(level: str) -> None:
+    env = BabyAI(level, view="agent", pad_to=8)
+    for seed in range(12):
+        picture, _ = env.reset(seed=seed)
+        for action in Random(seed).choices(range(3), k=6):
+            picture, *_, over, _, _ = env.step(action)
+            if over:
+                break
+        grid = env._env.grid
+        places = [(x, y) for x in range(grid.width) for y in range(grid.height)]
+        world = {place: (thing.color, thing.type) for place in places if (thing := grid.get(*place))}
+        facing = ("right", "down", "left", "up")[env._env.agent_dir]
+        canvas, _ = agents_view(world, tuple(env._env.agent_pos), facing, side=8, tile=28)
+        assert np.array_equal(np.asarray(canvas.image), picture), seed
 
 
 @pytest.mark.parametrize(("view", "side"), [("agent", 7), ("agent, padded to 8", 8)])

@@ -1,17 +1,20 @@
 """Pictures of shapes, grid worlds and small pages with widgets."""
 
 import itertools
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
 import numpy as np
+from minigrid.core.grid import Grid
+from minigrid.core.world_object import Ball, Box, Door, Goal, Key, Wall, WorldObj
 from PIL import Image
 
 from scripts.embedded_vlm.canvas import COLOUR_IDS, KIND_IDS, Canvas, random_font
 from scripts.embedded_vlm.looks import contrasting, draw_size, shade
 from scripts.embedded_vlm.words import COLOURS, NOUNS, WIDGET_WORDS
 
-__all__ = ["GRID_COLOURS", "from_agent", "grid", "shapes", "view", "widgets"]
+__all__ = ["GRID_COLOURS", "agents_view", "from_agent", "grid", "shapes", "view", "widgets"]
 
 GRID_COLOURS = {
     "yellow": (255, 255, 0),
@@ -80,14 +83,18 @@ def shapes(rng: Random) -> tuple[Canvas, dict[str, Any]]:
 Cell = tuple[int, int]
 Cells = dict[Cell, tuple[str, str]]
 
-_CORNERS = {
-    "right": [(0.12, 0.19), (0.87, 0.5), (0.12, 0.81)],
-    "down": [(0.81, 0.12), (0.5, 0.87), (0.19, 0.12)],
-    "left": [(0.88, 0.81), (0.13, 0.5), (0.88, 0.19)],
-    "up": [(0.19, 0.88), (0.5, 0.13), (0.81, 0.88)],
-}
-
 _AHEAD = {"right": (1, 0), "down": (0, 1), "left": (-1, 0), "up": (0, -1)}
+
+_THINGS: dict[str, Callable[[str], WorldObj]] = {
+    "wall": Wall,
+    "goal": lambda _: Goal(),
+    "ball": Ball,
+    "box": Box,
+    "key": Key,
+    "door_open": lambda colour: Door(colour, is_open=True),
+    "door_closed": Door,
+    "door_locked": lambda colour: Door(colour, is_locked=True),
+}
 
 
 def grid(rng: Random) -> tuple[Canvas, dict[str, Any]]:
@@ -101,8 +108,13 @@ def grid(rng: Random) -> tuple[Canvas, dict[str, Any]]:
 def view(rng: Random) -> tuple[Canvas, dict[str, Any]]:
     """What an agent in such a world sees: 7 x 7 tiles, itself at the bottom, facing up; often padded to 8 x 8."""
     world, agent, facing = _world(rng, 10)
-    (fx, fy), side = _AHEAD[facing], rng.choice([7, 8, 8, 8])
-    own = (3, side - 1)
+    canvas, facts = agents_view(world, agent, facing, side=rng.choice([7, 8, 8, 8]), tile=rng.choice([28, 28, 32]))
+    return canvas, facts | {"beside": _beside(world, agent, facing)}
+
+
+def agents_view(world: Cells, agent: Cell, facing: str, *, side: int, tile: int) -> tuple[Canvas, dict[str, Any]]:
+    """A world as its agent sees it, from tiles of so many pixels, padded to a side of 8 or not (7)."""
+    (fx, fy), own = _AHEAD[facing], (3, side - 1)
     cells: Cells = {}
     for ahead, right in itertools.product(range(7), range(-3, 4)):
         place = (agent[0] + ahead * fx - right * fy, agent[1] + ahead * fy + right * fx)
@@ -110,13 +122,11 @@ def view(rng: Random) -> tuple[Canvas, dict[str, Any]]:
             cells[own[0] + right, own[1] - ahead] = world[place]
     lit = _seen(cells, own, side)
     cells = {place: thing for place, thing in cells.items() if place in lit}
-    canvas = _drawn(cells, own, "up", rng.choice([28, 28, 32]), side, lit)
+    canvas = _drawn(cells, own, "up", tile, side, lit)
     if side == 8:  # the padding has no lines
-        tile = canvas.image.width // 8
         canvas.draw.rectangle((0, 0, 8 * tile, tile - 1), fill=(0, 0, 0))
         canvas.draw.rectangle((7 * tile, 0, 8 * tile, 8 * tile), fill=(0, 0, 0))
-    facts = {"cells": _things(cells), "agent": own, "facing": "up", "walls": False}
-    return canvas, facts | {"beside": _beside(world, agent, facing)}
+    return canvas, {"cells": _things(cells), "agent": own, "facing": "up", "walls": False}
 
 
 def _world(rng: Random, most: int = 8) -> tuple[Cells, Cell, str]:
@@ -175,55 +185,19 @@ def _seen(cells: Cells, agent: Cell, side: int) -> set[Cell]:
 
 
 def _drawn(cells: Cells, agent: Cell, facing: str, tile: int, side: int, lit: set[Cell]) -> Canvas:
-    """A picture of ``side`` x ``side`` tiles; lit ones are brighter by 30 %."""
+    """A picture of ``side`` x ``side`` tiles as minigrid draws them; lit ones are brighter."""
     canvas = Canvas(side * tile, side * tile, (0, 0, 0))
-    draw = canvas.draw
     for x, y in itertools.product(range(side), range(side)):
-        a, b, s = x * tile, y * tile, tile
-        draw.rectangle((a, b, a + s - 1, b + s - 1), fill=(0, 0, 0), outline=(100, 100, 100))
-        colour, thing = cells.get((x, y), ("black", ""))
-        rgb = GRID_COLOURS.get(colour, (0, 0, 0))
-        if thing == "wall":
-            draw.rectangle((a, b, a + s - 1, b + s - 1), fill=(100, 100, 100))
-        elif thing == "goal":
-            draw.rectangle((a + 1, b + 1, a + s - 1, b + s - 1), fill=rgb)
-        elif thing == "ball":
-            draw.ellipse((a + 0.19 * s, b + 0.19 * s, a + 0.81 * s, b + 0.81 * s), fill=rgb)
-        elif thing == "box":
-            draw.rectangle((a + 0.12 * s, b + 0.12 * s, a + 0.88 * s, b + 0.88 * s), fill=rgb)
-            draw.rectangle((a + 0.18 * s, b + 0.18 * s, a + 0.82 * s, b + 0.82 * s), fill=(0, 0, 0))
-            draw.rectangle((a + 0.16 * s, b + 0.47 * s, a + 0.84 * s, b + 0.53 * s), fill=rgb)
-        elif thing == "key":
-            draw.rectangle((a + 0.5 * s, b + 0.31 * s, a + 0.63 * s, b + 0.88 * s), fill=rgb)
-            draw.rectangle((a + 0.38 * s, b + 0.59 * s, a + 0.5 * s, b + 0.66 * s), fill=rgb)
-            draw.rectangle((a + 0.38 * s, b + 0.81 * s, a + 0.5 * s, b + 0.88 * s), fill=rgb)
-            draw.ellipse((a + 0.37 * s, b + 0.09 * s, a + 0.75 * s, b + 0.47 * s), fill=rgb)
-            draw.ellipse((a + 0.5 * s, b + 0.22 * s, a + 0.62 * s, b + 0.34 * s), fill=(0, 0, 0))
-        elif thing == "door_open":
-            draw.rectangle((a + 0.88 * s, b, a + s, b + s), fill=rgb)
-            draw.rectangle((a + 0.92 * s, b + 0.04 * s, a + 0.96 * s, b + 0.96 * s), fill=(0, 0, 0))
-        elif thing in ("door_closed", "door_locked"):
-            draw.rectangle((a, b, a + s, b + s), fill=rgb)
-            dark = tuple(int(0.45 * v) for v in rgb) if thing == "door_locked" else (0, 0, 0)
-            draw.rectangle((a + 0.06 * s, b + 0.06 * s, a + 0.94 * s, b + 0.94 * s), fill=dark)
-            if thing == "door_locked":
-                draw.rectangle((a + 0.52 * s, b + 0.5 * s, a + 0.75 * s, b + 0.56 * s), fill=rgb)
-            else:
-                draw.rectangle((a + 0.08 * s, b + 0.08 * s, a + 0.92 * s, b + 0.92 * s), outline=rgb)
-                draw.ellipse((a + 0.67 * s, b + 0.42 * s, a + 0.83 * s, b + 0.58 * s), fill=rgb)
-        if thing:
-            canvas.mark((a + 1, b + 1, a + s - 1, b + s - 1), kind=KIND_IDS[thing], colour=COLOUR_IDS[colour])
-    a, b, s = agent[0] * tile, agent[1] * tile, tile
-    draw.polygon([(a + u * s, b + v * s) for u, v in _CORNERS[facing]], fill=(255, 0, 0))
-    canvas.mark((a + 1, b + 1, a + s - 1, b + s - 1), kind=KIND_IDS[f"agent_{facing}"], colour=COLOUR_IDS["red"])
-    if lit:
-        array = np.asarray(canvas.image).astype(np.float32)
-        mask = np.zeros((side, side, 1), np.float32)
-        for x, y in lit:
-            if 0 <= x < side and 0 <= y < side:
-                mask[y, x] = 0.3
-        array += (255 - array) * np.kron(mask, np.ones((tile, tile, 1), np.float32))
-        canvas.image.paste(Image.fromarray(array.astype(np.uint8)))
+        here = (x, y) == agent
+        cell = None if here else cells.get((x, y))
+        drawn = Grid.render_tile(
+            cell and _THINGS[cell[1]](cell[0]), tuple(_AHEAD).index(facing) if here else None, (x, y) in lit, tile
+        )
+        a, b = x * tile, y * tile
+        canvas.image.paste(Image.fromarray(drawn.astype(np.uint8)), (a, b))
+        kind, colour = (f"agent_{facing}", "red") if here else (cell[1], cell[0]) if cell else ("", "")
+        if kind:
+            canvas.mark((a + 1, b + 1, a + tile - 1, b + tile - 1), kind=KIND_IDS[kind], colour=COLOUR_IDS[colour])
     return canvas
 
 

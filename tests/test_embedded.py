@@ -181,8 +181,9 @@ def test_facts_that_states_have_to_know():
     for pair, order in (((3, 8), 0), ((9, 8), 1), ((8, 8), 2)):
         found = known(("labels", {"labels": [("a", pair[0]), ("b", 50), ("c", pair[1])]}))
         assert found[:3] == [pair[0], pair[1], order]
-    grid = known(("grid", {"cells": {}, "agent": (1, 6), "facing": "up", "beside": [0, 1, 2]}))
-    assert grid[-7:] == [1, 6, 3, -1, 0, 1, 2]
+    beside = [None, ("grey", "wall"), ("red", "door_open")]
+    grid = known(("grid", {"cells": {}, "agent": (1, 6), "facing": "up", "beside": beside}))
+    assert grid[-7:] == [1, 6, 3, -1, 0, 1, 6]
     assert known(("words", {"words": ["a"]})) == [-1] * len(KNOWN)
 
 

@@ -39,6 +39,9 @@ class BabyAI(gym.Env[Picture, np.int64]):
         pad_to: Cells a side to which the picture is padded with black, above and to the right; ``None`` leaves it as it
             is. A VLM that cuts pictures into 8 x 8 patches reads the agent's view of 7 x 7 cells better padded to 8,
             where each patch shows one cell (``scripts/babyai_states.py`` measures it).
+        last_action: Tell in words what was done last and whether it changed anything, for instance ``You did: forward.
+            Nothing changed.``: an agent that sees one picture at a time remembers neither, and pushes against what
+            stands in its way.
         render_mode: ``rgb_array``, for Gymnasium.
 
     Raises:
@@ -60,6 +63,7 @@ class BabyAI(gym.Env[Picture, np.int64]):
         view: Literal["full", "agent"] = "full",
         tile_size: int = 28,
         pad_to: int | None = None,
+        last_action: bool = False,
         render_mode: str | None = "rgb_array",
     ) -> None:
         if view not in ("full", "agent"):
@@ -75,6 +79,7 @@ class BabyAI(gym.Env[Picture, np.int64]):
         self.view = view
         self.tile_size = tile_size
         self.pad_to = pad_to
+        self.last_action = last_action
         self.render_mode = render_mode
         world: Any = gym.make(level, disable_env_checker=True).unwrapped
         with _quiet():
@@ -90,6 +95,7 @@ class BabyAI(gym.Env[Picture, np.int64]):
         self._over = True
         self._done = False
         self._steps = 0
+        self._last = ""
         self._bot: Any = None
         self._advice: int | None = None
 
@@ -123,6 +129,7 @@ class BabyAI(gym.Env[Picture, np.int64]):
         self._over = self._done = False
         self._bot = self._advice = None
         self._steps = 0
+        self._last = ""
         return self.render(), self._info()
 
     def step(self, action: int | np.int64) -> tuple[Picture, float, bool, bool, dict[str, Any]]:
@@ -137,7 +144,9 @@ class BabyAI(gym.Env[Picture, np.int64]):
             raise ValueError(f"action {action!r} is not BabyAI's: choose 0 to 5 ({', '.join(_ACTIONS)})")
         # The level's own limit would end the episode, and behind it the reward would fall below 0.
         self._env.step_count = min(self._env.step_count, self._env.max_steps - 1)
+        before = self._state()
         _, reward, terminated, _, _ = self._env.step(int(action))
+        self._last = f"You did: {_ACTIONS[action]}." + (" Nothing changed." if self._state() == before else "")
         self._steps += 1
         self._over = bool(terminated)
         self._done = self._over and reward > 0
@@ -158,8 +167,9 @@ class BabyAI(gym.Env[Picture, np.int64]):
         return (self.render(),)
 
     def text(self) -> str:
-        """Return what the agent carries: the picture of the whole world does not show it."""
-        return f"You carry a {_describe(self._env.carrying)}." if self._env.carrying else ""
+        """Return what the agent did (``last_action``) and what it carries: no picture of the whole world shows it."""
+        carries = f"You carry a {_describe(self._env.carrying)}." if self._env.carrying else ""
+        return f"{self._last if self.last_action else ''} {carries}".strip()
 
     def summary(self) -> str:
         """Return the world in words, for instance ``You are at 3, 4 facing up. A red ball is at 5, 1.``."""
@@ -203,6 +213,11 @@ class BabyAI(gym.Env[Picture, np.int64]):
     def goal_reached(self) -> bool:
         """Return True if the mission was done by the last step."""
         return self._done
+
+    def _state(self) -> tuple[Any, ...]:
+        """What an action may change."""
+        world = self._env
+        return tuple(world.agent_pos), world.agent_dir, world.carrying, world.grid.encode().tobytes()
 
     def _ask_bot(self, taken: int | None) -> None:
         """Tell the bot what was done and keep its advice, ``None`` where it has none."""

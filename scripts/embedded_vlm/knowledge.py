@@ -18,9 +18,11 @@ __all__ = ["KNOWN", "NAMED", "Knowledge", "known", "name_thing"]
 
 KNOWN = {"upper number": 100, "lower number": 100, "order": 3, "upper total": 80, "lower total": 80, "lower ace": 2}
 KNOWN |= {"agent's column": 8, "agent's row": 8, "agent's direction": 4, "lower points": 80}
-KNOWN |= {"ahead of the agent": 3, "left of the agent": 3, "right of the agent": 3}
+KNOWN |= {"ahead of the agent": 7, "left of the agent": 7, "right of the agent": 7}
 """Facts and their number of classes; points are a total in which an ace counts 11 where the row stays within 21. Beside
-an agent there is nothing in its way, a wall, or a thing."""
+an agent there is nothing, or one of :data:`_KINDS`."""
+
+_KINDS = ("wall", "ball", "box", "key", "goal", "door")
 
 NAMED = {"cells ahead": 16, "cells to the right": 16}
 """Facts of a thing that the prompt names, as seen from the agent of a grid world: -7 to 7, or not in the picture."""
@@ -58,8 +60,8 @@ def known(facts: Facts) -> list[int]:
         column, row = seen["agent"]
         direction = _DIRECTIONS.index(seen["facing"])
         found |= {"agent's column": column, "agent's row": row, "agent's direction": direction}
-        beside = seen.get("beside", (-1, -1, -1))
-        found |= dict(zip(("ahead of the agent", "left of the agent", "right of the agent"), beside, strict=True))
+        for side, cell in zip(("ahead", "left", "right"), seen.get("beside", ()), strict=False):
+            found[f"{side} of the agent"] = 1 + _KINDS.index(cell[1].split("_")[0]) if cell else 0
     return list(found.values())
 
 

@@ -59,6 +59,8 @@ def cell_name(cell: tuple[str, str] | None) -> str:
     if cell is None:
         return "nothing"
     colour, thing = cell
+    if thing == "wall":
+        return thing
     if thing.startswith("door"):
         return f"{colour} {thing.split('_')[1]} door"
     return f"{colour} {thing}"
@@ -77,7 +79,12 @@ def thing_from_agent(rng: Random, facts: dict[str, Any]) -> tuple[str, Cell | No
 
 
 def short_world_question(rng: Random, facts: dict[str, Any]) -> Question:
-    """Ask in few words where a thing is as seen from the agent, for whom ahead is up."""
+    """Ask in few words what is beside the agent, or where a thing is as seen from it, for whom ahead is up."""
+    if "beside" in facts and rng.random() < 0.5:
+        side = rng.choice((0, 0, 1, 2))
+        return ("What is ahead?", "What is to the left?", "What is to the right?")[side], cell_name(
+            facts["beside"][side]
+        )
     name, place = thing_from_agent(rng, facts)
     if rng.random() < 0.15:
         return f"Is the {name} here?", yes_no(place is not None)

@@ -85,6 +85,8 @@ Cells = dict[Cell, tuple[str, str]]
 
 _AHEAD = {"right": (1, 0), "down": (0, 1), "left": (-1, 0), "up": (0, -1)}
 
+_COLOURS = ("red", "green", "blue", "purple", "yellow", "grey")
+
 _THINGS: dict[str, Callable[[str], WorldObj]] = {
     "wall": Wall,
     "goal": lambda _: Goal(),
@@ -138,18 +140,26 @@ def _world(rng: Random, most: int = 8) -> tuple[Cells, Cell, str]:
         wall += [(split, y) for y in range(1, 7)] if rng.random() < 0.5 else [(x, split) for x in range(1, 7)]
     for cell in wall:
         cells[cell] = ("grey", "wall")
-    colours = ["red", "green", "blue", "purple", "yellow", "grey"]
     inside = [(x, y) for x in range(1, 7) for y in range(1, 7) if (x, y) not in cells]
     if len(wall) > 28 and rng.random() < 0.8:
-        cells[rng.choice(wall[28:])] = (rng.choice(colours), rng.choice(["door_open", "door_closed", "door_locked"]))
+        cells[rng.choice(wall[28:])] = (rng.choice(_COLOURS), rng.choice(["door_open", "door_closed", "door_locked"]))
     if rng.random() < 0.3:
-        cells[rng.choice(wall[:28])] = (rng.choice(colours), "door_closed")
+        cells[rng.choice(wall[:28])] = (rng.choice(_COLOURS), "door_closed")
     places = rng.sample(inside, rng.randint(2, most))
     agent = places.pop()
     for place in places:
-        colour, thing = rng.choice(colours), rng.choice(["key", "ball", "box", "ball", "box", "key", "goal"])
-        cells[place] = ("green" if thing == "goal" else colour, thing)
-    return cells, agent, rng.choice(list(_AHEAD))
+        cells[place] = _thing(rng)
+    facing = rng.choice(list(_AHEAD))
+    # by chance there is something beside the agent too rarely for it to be learned
+    for place, share in zip(_sides(agent, facing), (0.5, 0.2, 0.2), strict=True):
+        if place in inside and place not in cells and rng.random() < share:
+            cells[place] = _thing(rng)
+    return cells, agent, facing
+
+
+def _thing(rng: Random) -> tuple[str, str]:
+    thing = rng.choice(["key", "ball", "box", "ball", "box", "key", "goal"])
+    return ("green" if thing == "goal" else rng.choice(_COLOURS)), thing
 
 
 def from_agent(place: Cell, agent: Cell, facing: str) -> Cell:
@@ -158,12 +168,15 @@ def from_agent(place: Cell, agent: Cell, facing: str) -> Cell:
     return fx * dx + fy * dy, fx * dy - fy * dx
 
 
-def _beside(cells: Cells, agent: Cell, facing: str) -> list[int]:
-    """What stands ahead of the agent, to its left and to its right: 0 nothing in its way, 1 a wall, 2 a thing."""
+def _sides(agent: Cell, facing: str) -> tuple[Cell, Cell, Cell]:
+    """The cells ahead of the agent, to its left and to its right."""
     (x, y), (fx, fy) = agent, _AHEAD[facing]
-    places = (x + fx, y + fy), (x + fy, y - fx), (x - fy, y + fx)
-    names = [cells.get(place, ("", ""))[1] for place in places]
-    return [1 if name == "wall" else 2 * (name not in ("", "goal", "door_open")) for name in names]
+    return (x + fx, y + fy), (x + fy, y - fx), (x - fy, y + fx)
+
+
+def _beside(cells: Cells, agent: Cell, facing: str) -> list[tuple[str, str] | None]:
+    """What stands ahead of the agent, to its left and to its right."""
+    return [cells.get(place) for place in _sides(agent, facing)]
 
 
 def _things(cells: Cells) -> Cells:

@@ -141,6 +141,29 @@ def test_what_is_carried_stands_in_words():
     assert env.text() == f"You carry a {thing.color} {thing.type}."
 
 
+def test_what_was_done_last_stands_in_words_if_asked():
+    env = BabyAI("BabyAI-PickupLoc-v0", last_action=True)
+    env.reset(seed=0)
+    assert env.text() == ""
+    for _ in range(9):  # to a wall or a thing, at the latest
+        place = tuple(env._env.agent_pos)
+        env.step(FORWARD)
+    assert tuple(env._env.agent_pos) == place
+    assert env.text() == "You did: forward. Nothing changed."
+    env.step(LEFT)
+    assert env.text() == "You did: left."
+    env.reset(seed=0)
+    assert env.text() == ""
+    while env._env.carrying is None:
+        env.step(env.parse(env.expert_action()))
+    thing = env._env.carrying
+    assert env.text() == f"You did: pickup. You carry a {thing.color} {thing.type}."
+    silent = BabyAI()
+    silent.reset(seed=0)
+    silent.step(LEFT)
+    assert silent.text() == ""
+
+
 def test_the_world_in_words():
     env = BabyAI()
     env.reset(seed=3)

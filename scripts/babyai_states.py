@@ -4,8 +4,9 @@
     python -m scripts.babyai_states --name FOLDER --views agent
 
 Worlds of a level are looked at after some random steps. A small MLP reads the frozen states where the replies "left"
-and "forward" part, and is fitted to what minigrid's bot would do and to where the ball is, as seen from the agent. How
-often it is right in other worlds says what a critic or an actor can build on without changing the VLM.
+and "forward" part, and is fitted to what minigrid's bot would do, to where the ball is, as seen from the agent, and to
+whether a thing is in its way. How often it is right in other worlds says what a critic or an actor can build on without
+changing the VLM.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.envs import AgentEnv, BabyAI
 from lightning_vlmq.turns import Observation, Turn
 from scripts.blackjack_critic import fork_states
-from scripts.embedded_vlm.games import told
+from scripts.embedded_vlm.games import ahead_of, told
 from scripts.embedded_vlm.worlds import from_agent
 
 STEPS = (0, 0, 1, 2, 4, 8)
@@ -56,6 +57,8 @@ def worlds(view: str, count: int) -> tuple[list[Turn], dict[str, list[int]]]:
     env, rng = AgentEnv(BabyAI("BabyAI-GoToRedBallGrey-v0", **VIEWS[view])), Random(0)
     turns: list[Turn] = []
     facts: dict[str, list[int]] = {"the bot's action": [], "ball in view": [], "its side": [], "cells ahead": []}
+    facts["a thing in the way (in every second world)"] = []
+    in_the_way = 0
     for number in range(count):
         seen = walk(env, rng, number)
         ahead, right = from_agent(*told(seen))
@@ -66,6 +69,12 @@ def worlds(view: str, count: int) -> tuple[list[Turn], dict[str, list[int]]]:
         facts["ball in view"].append(int(visible))
         facts["its side"].append(int(right > 0) + 2 * int(right == 0) if visible else -1)
         facts["cells ahead"].append(ahead if visible else -1)
+        # walls and most free cells are left out: always "free" would be right in nine of ten worlds
+        thing = ahead_of(seen)
+        counts = thing not in ("wall", "nothing") or (thing == "nothing" and in_the_way > 0)
+        if counts:
+            in_the_way += 1 if thing != "nothing" else -1
+        facts["a thing in the way (in every second world)"].append(int(thing != "nothing") if counts else -1)
     return turns, facts
 
 

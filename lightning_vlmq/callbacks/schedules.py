@@ -13,8 +13,9 @@ class Schedule(L.Callback):
     """Moves a number as training goes on, a function of the step or epoch alone, so that it resumes by itself.
 
     ``threshold`` is the filter's (beta of eq. 5, in units of reward): before the first place nothing is filtered, so
-    everything is imitated at first, then only what helps. ``epsilon`` and ``temperature`` are the
-    :class:`~lightning_vlmq.callbacks.OnlineCollector`'s, which has the first value before the first place.
+    everything is imitated at first, then only what helps. ``filter_temperature`` is the exponential filter's,
+    ``epsilon`` and ``temperature`` are the :class:`~lightning_vlmq.callbacks.OnlineCollector`'s; these have the first
+    value before the first place.
 
     Args:
         quantity: What to set.
@@ -31,7 +32,7 @@ class Schedule(L.Callback):
 
     def __init__(
         self,
-        quantity: Literal["threshold", "epsilon", "temperature"],
+        quantity: Literal["threshold", "filter_temperature", "epsilon", "temperature"],
         at: list[int],
         values: list[float],
         unit: Literal["step", "epoch"] = "step",
@@ -50,6 +51,8 @@ class Schedule(L.Callback):
             raise ValueError(f"Schedule of epsilon: values must be probabilities, not {values}")
         if quantity == "temperature" and min(values) < 0:
             raise ValueError(f"Schedule of temperature: values must not be below 0, not {values}")
+        if quantity == "filter_temperature" and min(values) <= 0:
+            raise ValueError(f"Schedule of filter_temperature: values must be above 0, not {values}")
         self.quantity = quantity
         self.places = at
         self.values = values
@@ -71,8 +74,10 @@ class Schedule(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Checks that there is somebody to set it for."""
-        if self.quantity != "threshold" and not self._holders(trainer, pl_module):
+        if not self._holders(trainer, pl_module):
             raise ValueError(f"Schedule of {self.quantity} needs the callback OnlineCollector in the same trainer")
+        if self.quantity == "filter_temperature" and not hasattr(pl_module, self.quantity):
+            raise ValueError(f"Schedule of filter_temperature: {type(pl_module).__name__} has no such filter")
 
     def apply(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sets the number as it is now."""
@@ -87,7 +92,7 @@ class Schedule(L.Callback):
         self.apply(trainer, pl_module)
 
     def _holders(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[Any]:
-        if self.quantity == "threshold":
+        if self.quantity in ("threshold", "filter_temperature"):
             return [pl_module]
         callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
         return [each for each in callbacks if getattr(each, "collects", False)]

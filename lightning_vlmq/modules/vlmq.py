@@ -58,7 +58,7 @@ class VLMQ(AgentModule):
             ``null`` imitates everything, which is SFT. A :class:`~lightning_vlmq.callbacks.Schedule` sets it.
         filter: ``"advantage"`` is eq. 5; ``"exponential"`` weighs tokens by exp(advantage / temperature), from when
             ``threshold`` is a number (whose value then does not matter): until then everything is imitated.
-        filter_temperature: Of the exponential filter, in units of reward.
+        filter_temperature: Of the exponential filter, in units of reward; a ``Schedule`` may lower it later on.
         filter_clip: Largest weight of the exponential filter.
         min_pass_rate: Guard: if fewer tokens of a batch pass, the batch's own quantile is the threshold.
         td_weight: lambda of eq. 7; 0 trains no critic and filters nothing: SFT (eq. 3) exactly.
@@ -140,6 +140,7 @@ class VLMQ(AgentModule):
         if critic_states == "base" and td_weight > 0 and not vlm.has_base:
             raise ValueError("critic_states: base: vlm.train_language_model leaves no base; take adapted or detached")
         self.threshold = threshold
+        self.filter_temperature = filter_temperature
         head: MLPCritic | EmbeddingCritic
         if critic == "mlp":
             head = MLPCritic(vlm.hidden_size, vlm.vocab_size, width=critic_width)
@@ -267,7 +268,7 @@ class VLMQ(AgentModule):
         if self.threshold is None:
             return advantage_filter(adv, None), never
         if hp["filter"] == "exponential":
-            return exponential_filter(adv, hp["filter_temperature"], hp["filter_clip"]), never
+            return exponential_filter(adv, self.filter_temperature, hp["filter_clip"]), never
         threshold, engaged = guarded_threshold(adv, mask, self.threshold, hp["min_pass_rate"])
         return advantage_filter(adv, threshold), engaged
 
@@ -297,15 +298,16 @@ class VLMQ(AgentModule):
     # -- checkpoints ----------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the threshold, as ``vlmq test`` filters as the fit did, and what the critic replays."""
+        """Adds the filter's numbers, as ``vlmq test`` filters as the fit did, and what the critic replays."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["threshold"] = self.threshold
+        checkpoint |= {"threshold": self.threshold, "filter_temperature": self.filter_temperature}
         checkpoint["critic_replay"] = self.td.replay.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Checks the checkpoint, takes its threshold and what the critic replays (on all ranks the first one's)."""
+        """Checks the checkpoint, takes its filter and what the critic replays (on all ranks the first one's)."""
         super().on_load_checkpoint(checkpoint)
         self.threshold = checkpoint.get("threshold", self.threshold)
+        self.filter_temperature = checkpoint.get("filter_temperature", self.filter_temperature)
         self.td.replay.load(checkpoint.get("critic_replay", []) if self.hparams["critic_replay"] else [])
 
     # -- steps ----------------------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ from scripts.embedded_vlm.tables import card_value
 from scripts.embedded_vlm.world_questions import way
 from scripts.embedded_vlm.worlds import Cell, from_agent
 
-__all__ = ["read_games", "told"]
+__all__ = ["ahead_of", "read_games", "told"]
 
 _COMPARE = "+ if current is below target, - if above, else =."
+_THING = re.compile(r"A (\w+ \w+) is at (\d), (\d)")
 _RANKS = ("A", "2", "3", "4", "5", "6", "7", "8", "9", "J", "Q", "K")
 
 
@@ -75,7 +76,7 @@ def _babyai(count: int) -> dict[str, tuple[list[Image.Image], str, list[str]]]:
     env, own = AgentEnv(BabyAI()), AgentEnv(BabyAI(view="agent", pad_to=8))
     worlds: list[Image.Image] = []
     views: list[Image.Image] = []
-    facing, agent, ball, above, seen = [], [], [], [], []
+    facing, agent, ball, above, seen, before = [], [], [], [], [], []
     for seed in range(count):
         observation = env.reset(seed=seed)
         worlds.append(_shown(observation))
@@ -87,12 +88,14 @@ def _babyai(count: int) -> dict[str, tuple[list[Image.Image], str, list[str]]]:
         ahead, right = from_agent((column, row), (x, y), direction)
         above.append(way((ahead, right)))
         seen.append(way((ahead, right) if ahead >= 0 and abs(right) <= 3 else None))
+        before.append(ahead_of(observation))
     return {
         "BabyAI, facing?": (worlds, "Which way is the agent facing?", facing),
         "BabyAI, agent's cell?": (worlds, "Where is the agent?", agent),
         "BabyAI, red ball's cell?": (worlds, "Where is the red ball?", ball),
         "BabyAI, way to the red ball?": (worlds, "Way to the red ball?", above),
         "BabyAI, agent's view, way to the red ball?": (views, "Way to the red ball?", seen),
+        "BabyAI, agent's view, what is ahead?": (views, "What is ahead?", before),
     }
 
 
@@ -101,6 +104,15 @@ def told(observation: Observation) -> tuple[Cell, Cell, str]:
     x, y, facing = re.findall(r"You are at (\d), (\d) facing (\w+)", observation.summary)[0]
     column, row = re.findall(r"A red ball is at (\d), (\d)", observation.summary)[0]
     return (int(column), int(row)), (int(x), int(y)), facing
+
+
+def ahead_of(observation: Observation) -> str:
+    """What stands right ahead of the agent in a level of one room: a thing, ``wall`` or ``nothing``."""
+    _, (x, y), facing = told(observation)
+    dx, dy = {"right": (1, 0), "down": (0, 1), "left": (-1, 0), "up": (0, -1)}[facing]
+    things = {(int(a), int(b)): name for name, a, b in _THING.findall(observation.summary)}
+    inside = 1 <= x + dx <= 6 and 1 <= y + dy <= 6
+    return things.get((x + dx, y + dy), "nothing" if inside else "wall")
 
 
 def _picture(env: AgentEnv, seed: int, options: dict[str, object]) -> Image.Image:

@@ -74,6 +74,11 @@ def test_schedules_that_make_no_sense_are_refused(steps: list[int], values: list
         Schedule("threshold", steps, values)
 
 
+def test_a_filter_has_a_temperature_above_0() -> None:
+    with pytest.raises(ValueError, match=r"filter_temperature: values must be above 0, not \[1.0, 0.0\]"):
+        Schedule("filter_temperature", [0, 1], [1.0, 0.0])
+
+
 def test_a_linear_schedule_needs_finite_values() -> None:
     with pytest.raises(ValueError, match="Schedule of threshold: shape: linear needs finite values"):
         Schedule("threshold", [0, 100], [float("-inf"), 0.0], shape="linear")

@@ -174,15 +174,17 @@ def test_checkpoints_hold_what_was_trained(vlm: VLM, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("error:Found keys that are in the model state dict")
-def test_checkpoints_know_their_base_and_their_threshold(tiny_folder: Path, tmp_path: Path) -> None:
+def test_checkpoints_know_their_base_and_their_filter(tiny_folder: Path, tmp_path: Path) -> None:
     module = VLMQ(VLM(str(tiny_folder), lora_rank=2), **LR)
-    trainer = _trainer(tmp_path, 2, [TargetCriticEMA(), Schedule("threshold", [1], [0.25])])
+    falling = Schedule("filter_temperature", [0, 4], [2.0, 1.0], shape="linear")
+    trainer = _trainer(tmp_path, 2, [TargetCriticEMA(), Schedule("threshold", [1], [0.25]), falling])
     trainer.fit(module, _data(tmp_path))
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     checkpoint = torch.load(tmp_path / "x.ckpt", weights_only=True)
     same = VLMQ(VLM(str(tiny_folder), lora_rank=2), **LR)
     same.on_load_checkpoint(checkpoint)
     assert same.threshold == 0.25
+    assert same.filter_temperature == 1.75  # as it was in the last update, the second one
     same.load_state_dict(checkpoint["state_dict"])
     name = next(iter(checkpoint["state_dict"]))
     with pytest.raises(RuntimeError, match=name):

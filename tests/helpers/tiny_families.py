@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import foreign_adapter
+import foreign_vlm
 import tiny_picture_families as pictures
 import tiny_video_families as videos
 import torch
-from tiny_tokenizers import LAYERS, D
+from tiny_tokenizers import LAYERS, D, byte_level
 
 __all__ = ["FAMILIES", "LAYERS", "D", "Family", "build"]
 
@@ -22,12 +24,14 @@ class Family(NamedTuple):
     Attributes:
         make: Builds model and processor.
         targets: Linear layers of the language model that ``all-linear`` adapts, all layers together.
+        weights: Parameters of an adapter of rank 1 on them: inputs and outputs of all, added.
         torchvision: Its processor needs it.
         shows_none: Its own processor takes prompts without pictures.
     """
 
     make: Callable[[], tuple[Any, Any]]
     targets: int
+    weights: int
     torchvision: bool = False
     shows_none: bool = True
 
@@ -45,20 +49,31 @@ def build(family: Family, folder: Path) -> Path:
     return folder
 
 
-ATTENTION_AND_MLP = LAYERS * 7
+def foreign() -> tuple[Any, Any]:
+    """A network that is none of transformers, behind its adapter."""
+    tokenizer = byte_level("<end_of_utterance>", {"image_token": "<image>"}, others=["<end_of_utterance>"])
+    network = foreign_vlm.Network(len(tokenizer), width=D, depth=LAYERS)
+    return foreign_adapter.adapted(network, tokenizer)
+
+
+# q and o are 32 x 32, k and v 32 x 16, three of the MLP 32 x 48
+ATTENTION, MLP = 64 + 64 + 48 + 48, 3 * 80
+USUAL = (LAYERS * 7, LAYERS * (ATTENTION + MLP))
 
 FAMILIES = {
-    "idefics3": Family(pictures.idefics3, ATTENTION_AND_MLP),
-    "smolvlm": Family(videos.smolvlm, ATTENTION_AND_MLP, torchvision=True),
-    "paligemma": Family(pictures.paligemma, ATTENTION_AND_MLP, shows_none=False),
-    "paligemma2": Family(pictures.paligemma2, ATTENTION_AND_MLP, shows_none=False),
-    "qwen2_5_vl": Family(videos.qwen2_5_vl, ATTENTION_AND_MLP, torchvision=True),
-    "qwen3_vl": Family(videos.qwen3_vl, ATTENTION_AND_MLP, torchvision=True),
-    "llava_onevision": Family(videos.llava_onevision, ATTENTION_AND_MLP, torchvision=True),
-    "internvl": Family(videos.internvl, ATTENTION_AND_MLP, torchvision=True),
-    "gemma3": Family(pictures.gemma3, ATTENTION_AND_MLP),
+    "idefics3": Family(pictures.idefics3, *USUAL),
+    "smolvlm": Family(videos.smolvlm, *USUAL, torchvision=True),
+    "paligemma": Family(pictures.paligemma, *USUAL, shows_none=False),
+    "paligemma2": Family(pictures.paligemma2, *USUAL, shows_none=False),
+    "qwen2_5_vl": Family(videos.qwen2_5_vl, *USUAL, torchvision=True),
+    "qwen3_vl": Family(videos.qwen3_vl, *USUAL, torchvision=True),
+    "llava_onevision": Family(videos.llava_onevision, *USUAL, torchvision=True),
+    "internvl": Family(videos.internvl, *USUAL, torchvision=True),
+    "gemma3": Family(pictures.gemma3, *USUAL),
     # a convolution (in_proj, out_proj) in one layer, attention (q, k, v, out_proj) in the other, an MLP in both
-    "lfm2_vl": Family(pictures.lfm2_vl, 2 + 4 + LAYERS * 3, torchvision=True),
-    "llava": Family(pictures.llava, ATTENTION_AND_MLP),
-    "aya_vision": Family(pictures.aya_vision, ATTENTION_AND_MLP),
+    "lfm2_vl": Family(pictures.lfm2_vl, 2 + 4 + LAYERS * 3, 4 * D + 2 * D + ATTENTION + LAYERS * MLP, torchvision=True),
+    "llava": Family(pictures.llava, *USUAL),
+    "aya_vision": Family(pictures.aya_vision, *USUAL),
+    # one layer for queries, keys and values, its output, and an MLP of two
+    "foreign": Family(foreign, LAYERS * 4, LAYERS * (4 * D + 2 * D + 3 * D + 3 * D)),
 }

@@ -8,12 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import foreign_adapter
-import foreign_vlm
+import tiny_foreign_families as outside
 import tiny_picture_families as pictures
 import tiny_video_families as videos
 import torch
-from tiny_tokenizers import LAYERS, D, byte_level
+from tiny_tokenizers import LAYERS, D
 
 __all__ = ["FAMILIES", "LAYERS", "D", "Family", "build"]
 
@@ -49,13 +48,6 @@ def build(family: Family, folder: Path) -> Path:
     return folder
 
 
-def foreign() -> tuple[Any, Any]:
-    """A network that is none of transformers, behind its adapter."""
-    tokenizer = byte_level("<end_of_utterance>", {"image_token": "<image>"}, others=["<end_of_utterance>"])
-    network = foreign_vlm.Network(len(tokenizer), width=D, depth=LAYERS)
-    return foreign_adapter.adapted(network, tokenizer)
-
-
 # q and o are 32 x 32, k and v 32 x 16, three of the MLP 32 x 48
 ATTENTION, MLP = 64 + 64 + 48 + 48, 3 * 80
 USUAL = (LAYERS * 7, LAYERS * (ATTENTION + MLP))
@@ -75,5 +67,8 @@ FAMILIES = {
     "llava": Family(pictures.llava, *USUAL),
     "aya_vision": Family(pictures.aya_vision, *USUAL),
     # one layer for queries, keys and values, its output, and an MLP of two
-    "foreign": Family(foreign, LAYERS * 4, LAYERS * (4 * D + 2 * D + 3 * D + 3 * D)),
+    "foreign": Family(outside.foreign, LAYERS * 4, LAYERS * (4 * D + 2 * D + 3 * D + 3 * D)),
+    # Phi: four of 32 x 32 and an MLP of two; Phi-3: three of its seven in two
+    "moondream2": Family(outside.moondream2, LAYERS * 6, LAYERS * (4 * 2 * D + 2 * 80)),
+    "xgen_mm": Family(outside.xgen_mm, LAYERS * 4, LAYERS * ((D + 64) + 2 * D + (D + 96) + 80)),
 }

@@ -16,6 +16,7 @@ from foreign_adapter import ForeignVLM, adapted
 from foreign_vlm import Network, Piece, pixels
 from PIL import Image
 from test_families import CLOSE, OBSERVATIONS, fit, pairs
+from test_families import adapted as with_adapter
 from tiny_tokenizers import byte_level
 from transformers import AutoModelForImageTextToText
 
@@ -84,6 +85,18 @@ def test_replies_are_the_networks_own(network: Network, encoder: TurnEncoder) ->
     wanted = [network.reply(conversation(encoder, o), 8, vlm.stop_ids, vlm.forbidden_ids) for o in OBSERVATIONS]
     assert said == wanted
     assert len({tuple(ids) for ids in said}) > 1
+
+
+def test_layers_below_the_adapter_run_once(folder: Path) -> None:
+    ForeignVLM(str(folder), lora_rank=0)  # from here on any VLM finds it
+    vlm = with_adapter(folder, lora_layers=1)
+    inputs = TurnEncoder(vlm).batch(*pairs()).inputs
+    with torch.no_grad():
+        states, base = vlm.hidden_and_base(inputs)
+        assert torch.equal(states, vlm.hidden(inputs))
+        with vlm.base():
+            torch.testing.assert_close(base, vlm.hidden(inputs))
+    assert not torch.allclose(states, base, atol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOu
 __all__ = ["ForeignConfig", "ForeignForConditionalGeneration", "ForeignModel"]
 
 
-class ForeignConfig(PreTrainedConfig):
+class ForeignConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """Configurations of the language model and the vision tower, and the token that shows a picture.
 
     Args:
@@ -38,6 +38,7 @@ class ForeignModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    config: Any
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -102,7 +103,8 @@ class ForeignForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self) -> nn.Module:
         """The language head."""
-        return self.lm_head
+        head: nn.Module = self.lm_head
+        return head
 
     def forward(
         self,

@@ -43,7 +43,7 @@ MARGIN = 4
 MOST_TILES = 12
 
 
-class Moondream2Config(ForeignConfig):
+class Moondream2Config(ForeignConfig):  # type: ignore[no-untyped-call]
     """Shape of the model; ``projector_size`` is the width between the tower and the language model."""
 
     model_type = "moondream2"
@@ -99,8 +99,8 @@ class Moondream2ImageProcessor(PilBackend):
     do_convert_rgb = True
     patch_size = 14
 
-    def _preprocess(self, images: list[np.ndarray], size: Any, return_tensors: Any = None, **options: Any) -> Any:
-        side = size.height
+    def _preprocess(self, images: Any, *_: Any, **options: Any) -> Any:
+        side = options["size"].height
         step = side - 2 * MARGIN * self.patch_size
         cut = [self._cut(image, side, step) for image in images]
         most = max(len(tiles) for tiles in cut)
@@ -110,7 +110,7 @@ class Moondream2ImageProcessor(PilBackend):
                 scaled = self.rescale(tile, options["rescale_factor"])
                 place[:] = self.normalize(scaled, options["image_mean"], options["image_std"])
         sizes = [image.shape[-2:] for image in images]
-        return BatchFeature({"pixel_values": pixels, "image_sizes": sizes}, tensor_type=return_tensors)
+        return BatchFeature({"pixel_values": pixels, "image_sizes": sizes}, tensor_type=options["return_tensors"])
 
     def _cut(self, image: np.ndarray, side: int, step: int) -> list[np.ndarray]:
         rows, columns = _tiling(image.shape[-2:], side, self.patch_size)
@@ -170,7 +170,7 @@ class Moondream2Model(ForeignModel):
         )
 
 
-class Moondream2ForConditionalGeneration(ForeignForConditionalGeneration):
+class Moondream2ForConditionalGeneration(ForeignForConditionalGeneration):  # type: ignore[no-untyped-call]
     """Body and language head."""
 
     config: Moondream2Config
@@ -193,9 +193,7 @@ class Moondream2(VLM):
 def register() -> None:
     """Makes the model known to transformers; often is as good as once."""
     AutoConfig.register(Moondream2Config.model_type, Moondream2Config, exist_ok=True)
-    AutoImageProcessor.register(  # type: ignore[no-untyped-call]
+    AutoImageProcessor.register(
         Moondream2Config, image_processor_classes={"pil": Moondream2ImageProcessor}, exist_ok=True
     )
-    AutoModelForImageTextToText.register(  # type: ignore[no-untyped-call]
-        Moondream2Config, Moondream2ForConditionalGeneration, exist_ok=True
-    )
+    AutoModelForImageTextToText.register(Moondream2Config, Moondream2ForConditionalGeneration, exist_ok=True)

@@ -142,14 +142,15 @@ def converted(
         image_token_id=tokenizer.convert_tokens_to_ids(OWN[0]),
         projector_size=inner.get("model.projector.fc1.bias", 0),
     )
-    model = Moondream2ForConditionalGeneration(config)
+    model: Any = Moondream2ForConditionalGeneration(config)
     try:
         model.load_state_dict(known)
     except RuntimeError as error:
         raise ValueError(f"the weights are not those of MoonDream2: {' '.join(str(error).split())[:200]}") from None
     side, patch = shape["image_size"], shape["patch_size"]
-    pictures = Moondream2ImageProcessor(size={"height": side, "width": side}, patch_size=patch)
-    processor = LlavaProcessor(
+    made: Any = Moondream2ImageProcessor  # options of its own are no part of its base's signature
+    pictures = made(size={"height": side, "width": side}, patch_size=patch)
+    processor = LlavaProcessor(  # type: ignore[no-untyped-call]
         pictures,
         tokenizer,
         patch_size=patch,
@@ -174,5 +175,5 @@ if __name__ == "__main__":
     published: dict[str, Tensor] = {}
     for file in sorted(Path(source).glob("*.safetensors")):
         published |= load_file(file)
-    for part in converted(published, AutoTokenizer.from_pretrained(words)):  # type: ignore[no-untyped-call]
+    for part in converted(published, AutoTokenizer.from_pretrained(words)):
         part.save_pretrained(target)

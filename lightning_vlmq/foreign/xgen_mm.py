@@ -31,7 +31,7 @@ def grids(side: int) -> list[list[int]]:
     return [[side * rows, side * columns] for rows, columns in ((2, 1), (1, 2), (2, 2), (1, 3), (3, 1))]
 
 
-class XGenMMConfig(ForeignConfig):
+class XGenMMConfig(ForeignConfig):  # type: ignore[no-untyped-call]
     """Shape of the model: features a tile (``latents``), and layers, heads and their width of the resampler."""
 
     model_type = "xgen_mm"
@@ -62,14 +62,14 @@ class XGenMMProcessor(ProcessorMixin):
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **_: Any) -> str:
         """Text in the place of a picture."""
-        pictures: Any = self.image_processor  # type: ignore[attr-defined]
+        pictures: Any = self.image_processor
         size = [int(pixels) for pixels in image_inputs["image_sizes"][image_idx]]
         rows, columns = _tiles(size, pictures.image_grid_pinpoints, pictures.crop_size["height"])
         return self.image_token * (self.latents * (1 + rows * columns))
 
 
 def _tiles(size: Any, choices: list[list[int]], side: int) -> tuple[int, int]:
-    height, width = select_best_resolution(tuple(size), choices)  # type: ignore[no-untyped-call]
+    height, width = select_best_resolution(tuple(size), choices)
     return height // side, width // side
 
 
@@ -113,7 +113,8 @@ class _Resampler(nn.Module):
 
     def forward(self, media: Tensor, kept: Tensor) -> Tensor:
         latents = self.latents.expand(len(media), -1, -1)
-        for attention, forward in self.layers:  # type: ignore[misc]
+        layers: Any = self.layers
+        for attention, forward in layers:
             latents = latents + attention(media, latents, kept)
             latents = latents + forward(latents)
         projected: Tensor = self.projection(self.norm(latents))
@@ -159,7 +160,7 @@ def _not_padded(size: list[int], height: int, width: int) -> Tensor:
     return shown
 
 
-class XGenMMForConditionalGeneration(ForeignForConditionalGeneration):
+class XGenMMForConditionalGeneration(ForeignForConditionalGeneration):  # type: ignore[no-untyped-call]
     """Body and language head."""
 
     config: XGenMMConfig
@@ -183,6 +184,4 @@ def register() -> None:
     """Makes the model known to transformers; often is as good as once."""
     AutoConfig.register(XGenMMConfig.model_type, XGenMMConfig, exist_ok=True)
     AutoProcessor.register(XGenMMConfig, XGenMMProcessor, exist_ok=True)  # type: ignore[no-untyped-call]
-    AutoModelForImageTextToText.register(  # type: ignore[no-untyped-call]
-        XGenMMConfig, XGenMMForConditionalGeneration, exist_ok=True
-    )
+    AutoModelForImageTextToText.register(XGenMMConfig, XGenMMForConditionalGeneration, exist_ok=True)

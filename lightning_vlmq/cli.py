@@ -1,4 +1,4 @@
-"""The command ``vlmq``: LightningCLI's fit, validate, test, and collect, export and prompting of our own."""
+"""The command ``vlmq``: LightningCLI's fit, validate, test, and collect, estimate, export, prompting of our own."""
 
 import itertools
 import logging
@@ -8,6 +8,7 @@ import warnings
 import zipfile
 from argparse import ArgumentError
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning_vlmq.checkpoints import AtomicCheckpointIO
 from lightning_vlmq.errors import located, of_an_environment, one_line
 from lightning_vlmq.prompts import AnyActionPrompt
+from lightning_vlmq.shapes import shapes
 
 __all__ = ["VLMQCLI", "VLMQTrainer", "main"]
 
@@ -32,13 +34,14 @@ vlmq fit --config configs/numberline.yaml --model.lr 5e-4 --seed_everything 2 --
 vlmq fit --config configs/numberline.yaml --ckpt_path last (resumes, or begins where there is nothing yet);
 vlmq test --config configs/numberline.yaml --ckpt_path last (scores a checkpoint);
 vlmq collect --config configs/numberline.yaml --folder runs/demos --data.turns 5000;
+vlmq estimate --config configs/numberline.yaml --card_gb 24 (GPU memory of a fit, before it runs);
 vlmq export --config configs/numberline.yaml --ckpt_path last --output exported;
 vlmq prompting --config configs/numberline.yaml --folder runs/prompting --models '[embedded]' (untrained VLMs);
 vlmq fit --model.help lightning_vlmq.VLMQ, --data.help lightning_vlmq.Demonstrations (what can be set)."""
 
 
 class VLMQTrainer(L.Trainer):
-    """Lightning's Trainer with the subcommands ``collect``, ``export`` and ``prompting``."""
+    """Lightning's Trainer with the subcommands ``collect``, ``estimate``, ``export`` and ``prompting``."""
 
     def collect(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
         """Makes the demonstration set of the configuration (``data.turns``, ``data.mixture``) and scores it."""
@@ -51,6 +54,44 @@ class VLMQTrainer(L.Trainer):
         folder = datamodule.folder  # type: ignore[attr-defined]
         store = TurnStore(folder, skip_damaged=datamodule.skip_damaged)  # type: ignore[attr-defined]
         print_scores({"data": score_episodes(store.episodes())}, f"demonstrations in {folder}")
+
+    def estimate(
+        self,
+        model: L.LightningModule,
+        datamodule: L.LightningDataModule,
+        card_gb: float | None = None,
+        exchanged: bool | None = None,
+    ) -> None:
+        """Prints what a fit will take of a GPU's memory: parameters, memory by part, the largest batch that fits.
+
+        Neither a GPU nor the model's weights are needed: its configuration and its processor are read, and each stage
+        of the fit runs once on shapes without numbers (docs/models.md says what is assumed).
+
+        Args:
+            card_gb: Memory of a card; ``null`` takes 16, 24, 40 and 80 GB.
+            exchanged: Whether several GPUs train together (DDP), each with its gradients once more to exchange;
+                ``null`` takes it from ``trainer.devices`` and ``trainer.num_nodes``.
+        """
+        from lightning_vlmq.estimate import CARDS_GB, estimate, print_estimate
+        from lightning_vlmq.modules import VLMQ
+
+        if card_gb is not None and card_gb <= 0:
+            raise ValueError(f"card_gb: a card has memory, not {card_gb} GB; give its gigabytes, such as 24")
+        if not isinstance(model, VLMQ):
+            raise ValueError(
+                f"estimate knows VLMQ, not {type(model).__name__}; give model.class_path: lightning_vlmq.VLMQ"
+            )
+        datamodule.trainer = self
+        found = estimate(
+            model,
+            datamodule,  # type: ignore[arg-type]
+            precision=self.precision_plugin,
+            callbacks=self.callbacks,  # type: ignore[attr-defined]
+            accumulate=self.accumulate_grad_batches,
+            clip=bool(self.gradient_clip_val),
+            exchanged=bool(exchanged),
+        )
+        print_estimate(found, CARDS_GB if card_gb is None else [card_gb])
 
     def export(
         self,
@@ -145,7 +186,7 @@ class VLMQCLI(LightningCLI):
         """Names of subcommands and the arguments that the CLI fills in."""
         own = {"model", "datamodule"}
         known = {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
-        return {**known, "collect": own, "export": own, "prompting": own}
+        return {**known, "collect": own, "estimate": own, "export": own, "prompting": own}
 
     def before_instantiate_classes(self) -> None:
         """Places everything of the run into its folder."""
@@ -156,6 +197,8 @@ class VLMQCLI(LightningCLI):
         # denormals of nearly converged activations slow a CPU down manyfold
         torch.set_flush_denormal(True)
         config["trainer"]["default_root_dir"] = folder
+        if self.subcommand == "estimate":
+            _for_an_estimate(config)
         if config["trainer"]["precision"] is None and config["trainer"]["accelerator"] in ("auto", "gpu", "cuda"):
             config["trainer"]["precision"] = _precision()
         if self.subcommand in ("validate", "test") and not config["ckpt_path"]:
@@ -168,6 +211,11 @@ class VLMQCLI(LightningCLI):
             config["ckpt_path"] = _checkpoint(folder, config["ckpt_path"])
         if self.subcommand == "fit" and not config["ckpt_path"] and getattr(rank_zero_only, "rank", 0) == 0:
             _make_way(Path(folder))
+
+    def instantiate_classes(self) -> None:
+        """Makes shapes of models whose memory is estimated."""
+        with shapes() if self.subcommand == "estimate" else nullcontext():
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Logs to TensorBoard in the run's folder, and saves atomically, unless the configuration says otherwise."""
@@ -189,6 +237,25 @@ class _SaveConfigOfFit(SaveConfigCallback):
             for key in ("ckpt_path", "weights_only"):  # collect and export do not know both
                 self.config.pop(key, None)
             super().setup(trainer, pl_module, stage)
+
+
+def _for_an_estimate(config: Any) -> None:
+    """Asks for nothing that a machine without a GPU lacks, and for the precision that one with a GPU would take."""
+    trainer = config["trainer"]
+    if config["exchanged"] is None:
+        config["exchanged"] = trainer["devices"] not in (1, "1", "auto") or trainer["num_nodes"] > 1
+    if trainer["precision"] is None and trainer["accelerator"] in ("auto", "gpu", "cuda"):
+        trainer["precision"] = "bf16-mixed"
+    if trainer["precision"] in ("16-mixed", 16, "16"):
+        trainer["precision"] = "bf16-mixed"  # of the same size, and known to a CPU
+    for name, value in {
+        "accelerator": "cpu",
+        "devices": 1,
+        "num_nodes": 1,
+        "strategy": "auto",
+        "logger": False,
+    }.items():
+        trainer[name] = value
 
 
 def _make_way(folder: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_vlmq.shapes import without_numbers
+
 __all__ = ["HeadOutput", "learn_head_output"]
 
 
@@ -42,6 +44,8 @@ def learn_head_output(hf: Any) -> HeadOutput:
     multiplied, divided, cap = (
         getattr(config, name, None) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping")
     )
+    if without_numbers(hf.get_output_embeddings().weight):  # nothing to compare: the most that it may do
+        return HeadOutput(multiplied or (1 / divided if divided else 1.0), cap)
     scales = [1.0, *([multiplied] if multiplied else []), *([1 / divided] if divided else [])]
     hidden = torch.ones(1, 1, config.hidden_size, dtype=hf.dtype, device=hf.device)
     hidden[..., ::2] = -0.5

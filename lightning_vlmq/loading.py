@@ -15,6 +15,8 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
+from lightning_vlmq.shapes import made_of_shapes, network_of_shapes, without_numbers
+
 __all__ = [
     "EMBEDDED",
     "fingerprint",
@@ -61,8 +63,11 @@ def named_dtype(name: str) -> torch.dtype:
 def load_network(source: str, dtype: str, *, four_bit: bool = False) -> Any:
     """The Hugging Face model, its weights of a type, those of the language model's linear layers in 4 bits if asked.
 
-    The vision tower and the connector stay as they are: their features are computed once and kept.
+    The vision tower and the connector stay as they are: their features are computed once and kept. Where models are
+    made of shapes, its configuration is all that is read.
     """
+    if made_of_shapes():
+        return network_of_shapes(AutoConfig.from_pretrained(source), named_dtype(dtype), four_bit=four_bit)
     if not four_bit:
         return AutoModelForImageTextToText.from_pretrained(source, dtype=named_dtype(dtype))
     with torch.device("meta"):  # the names of its layers, without weights
@@ -124,10 +129,10 @@ def fingerprint(weights: Iterable[Tensor]) -> str:
     """Short hash of at most 256 numbers of each tensor, evenly spread: quick also for billions of weights.
 
     Taken in bfloat16, so that weights loaded in float32 and in bfloat16 agree; weights in 4 bits are left out, since
-    devices may round differently.
+    devices may round differently, and so are shapes without numbers.
     """
     digest = hashlib.sha256()
-    for weight in (each for each in weights if each.is_floating_point()):
+    for weight in (each for each in weights if each.is_floating_point() and not without_numbers(each)):
         flat = weight.detach().flatten()
         numbers = flat[:: max(1, len(flat) // 256)][:256].to(torch.bfloat16)
         digest.update(numbers.cpu().contiguous().view(torch.uint8).numpy().tobytes())

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForImageTextToText
 from transformers.initialization import no_init_weights
@@ -23,11 +24,14 @@ _asked_for = False
 
 @contextlib.contextmanager
 def shapes() -> Iterator[None]:
-    """Within this context models are loaded as shapes, and whatever they compute may meet masks with numbers."""
+    """Within this context models are loaded as shapes, and whatever they compute may meet masks with numbers.
+
+    What operations keep for a backward pass is what they keep on a GPU, also where shapes stand for a CPU's tensors.
+    """
     global _asked_for
     before, _asked_for = _asked_for, True
     try:
-        with _Counted():  # type: ignore[no-untyped-call]
+        with _AsOnAGPU(), _Counted():  # type: ignore[no-untyped-call]
             yield
     finally:
         _asked_for = before
@@ -127,6 +131,19 @@ class _Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func.overloadpacket.__name__ in ("index", "index_put", "index_put_", "_index_put_impl_"):
             args = (args[0], _places(args[1]), *args[2:])
         return func(*args, **(kwargs or {}))
+
+
+class _AsOnAGPU(TorchFunctionMode):
+    """Dropout keeps a byte a number there; on a CPU it keeps factors in the type of its input."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return (_dropout if func is nn.functional.dropout else func)(*args, **(kwargs or {}))
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    return torch.native_dropout(input, p, train=True)[0] if training and p > 0 else input
 
 
 def _places(indices: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -1,48 +1,30 @@
 """Steps on shapes against the same steps on numbers, and against what PyTorch's own allocator says of these."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from steps import Precision, a_module
 from torch.profiler import ProfilerActivity, profile
 
-from lightning_vlmq import VLM, VLMQ, TurnEncoder
+from lightning_vlmq import VLMQ, TurnEncoder
 from lightning_vlmq.batches import TokenBatch
 from lightning_vlmq.estimate.stages import StepMemory, Training
-from lightning_vlmq.shapes import drop_numbers, shapes, without_numbers
-
-
-class Precision:
-    """A precision plugin's part that counts here."""
-
-    def __init__(self, mixed: bool) -> None:
-        self.mixed = mixed
-
-    def forward_context(self) -> AbstractContextManager[Any]:
-        return torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if self.mixed else nullcontext()
-
+from lightning_vlmq.shapes import without_numbers
 
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
     "as it is": ({}, {}, False),
-    "bfloat16": ({"dtype": "bfloat16", "lora_dropout": 0.1}, {"top_k": None, "critic_states": "adapted"}, True),
+    "bfloat16": ({"dtype": "bfloat16"}, {"top_k": None, "critic_states": "adapted"}, True),
     "checkpointed": ({"gradient_checkpointing": True}, {"min_pass_rate": 0.2, "threshold": 0.0}, True),
     "above": ({"lora_layers": 1, "train_head": True}, {"critic": "embeddings", "critic_replay": 3}, False),
     "whole": ({"train_language_model": True}, {"critic_states": "detached"}, True),
+    "dropping out": ({"lora_dropout": 0.1}, {"actor": "max_q"}, True),
     "4 bits": ({"load_in_4bit": True, "dtype": "bfloat16"}, {"optimizer": "adamw8bit"}, True),
     "SFT": ({"use_dora": True}, {"td_weight": 0.0}, False),
 }
-
-
-def a_module(folder: Path, of_vlm: dict[str, Any], of_module: dict[str, Any], *, numbers: bool) -> VLMQ:
-    torch.manual_seed(0)
-    with nullcontext() if numbers else shapes():
-        module = VLMQ(VLM(str(folder), **{"lora_rank": 4, **of_vlm}), **{"critic_width": 40, **of_module})
-    if not numbers:
-        drop_numbers(module)
-    return module
 
 
 def a_step(module: VLMQ, batch: TokenBatch, mixed: bool) -> StepMemory:
@@ -64,13 +46,12 @@ def test_shapes_take_what_numbers_take(way: str, tiny_folder: Path, batch: Token
     module = a_module(tiny_folder, of_vlm, of_module, numbers=False)
     assert all(without_numbers(p) for p in module.parameters())
     found = a_step(module, batch, mixed)
-    print(way, real, found)
     assert found.fixed == pytest.approx(real.fixed, rel=0.01)
     assert found.kept == pytest.approx(real.kept, rel=0.01)
     assert found.peak == pytest.approx(real.peak, rel=0.01)
 
 
-@pytest.mark.parametrize("way", ["as it is", "bfloat16", "checkpointed"])
+@pytest.mark.parametrize("way", ["bfloat16", "checkpointed"])
 def test_the_allocator_says_the_same(way: str, tiny_folder: Path, batch: TokenBatch) -> None:
     of_vlm, of_module, mixed = WAYS[way]
     if of_vlm.get("dtype"):
@@ -86,9 +67,19 @@ def test_the_allocator_says_the_same(way: str, tiny_folder: Path, batch: TokenBa
         training.optimizer.zero_grad()
         loss.backward()
         training.optimizer.step()
-    print(way, more[0], found.peak - found.fixed)
     # the batch is there already
-    assert found.peak - found.fixed == pytest.approx(more[0], rel=0.15)
+    assert found.peak - found.fixed == pytest.approx(more[0], rel=0.03)
+
+
+def test_dropout_keeps_a_byte_a_number_as_on_a_gpu(tiny_folder: Path, batch: TokenBatch) -> None:
+    kept = [
+        a_step(a_module(tiny_folder, {"lora_dropout": p}, {"td_weight": 0.0}, numbers=False), batch, False).kept
+        for p in (0.0, 0.1)
+    ]
+    tokens = batch.inputs["input_ids"].numel()
+    # inputs of q, k, v, o, gate and up have 32 numbers, those of down 48; each once more as dropout left it, and a mask
+    numbers = 2 * tokens * (6 * 32 + 48)
+    assert kept[1] - kept[0] == pytest.approx(numbers * (4 + 1), rel=0.02)
 
 
 @contextmanager

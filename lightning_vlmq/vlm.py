@@ -63,6 +63,9 @@ class VLM(nn.Module):
         gradient_checkpointing: Keep less of the forward pass and compute it again in the backward pass: less memory for
             about a third more time.
 
+    Attributes:
+        has_base: Whether the model as it was loaded is still there beside what is trained (:meth:`base`).
+
     Raises:
         ValueError: The model has no image input or takes no encoded pictures, its processor lacks a package, the name
             is neither a folder nor reachable, ``lora_targets`` or ``lora_layers`` match nothing, ``train_head`` stands

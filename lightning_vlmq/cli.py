@@ -248,6 +248,11 @@ def _for_an_estimate(config: Any) -> None:
         trainer["precision"] = "bf16-mixed"
     if trainer["precision"] in ("16-mixed", 16, "16"):
         trainer["precision"] = "bf16-mixed"  # of the same size, and known to a CPU
+    if trainer["precision"] not in (None, "bf16-mixed", "bf16", "32-true", "32", 32):
+        raise ValueError(
+            f"trainer.precision: an estimate is of bf16-mixed, 16-mixed or 32-true, not of {trainer['precision']}; "
+            f"give one of these, and the type of the base's weights as vlm.dtype"
+        )
     for name, value in {
         "accelerator": "cpu",
         "devices": 1,

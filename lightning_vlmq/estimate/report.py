@@ -14,7 +14,7 @@ from lightning_vlmq.estimate.batch import LongestTurns
 from lightning_vlmq.estimate.parts import Part, weights_by_part, weights_of
 from lightning_vlmq.estimate.stages import StepMemory, Training, encoding, generation
 from lightning_vlmq.modules import VLMQ
-from lightning_vlmq.shapes import drop_numbers, shapes
+from lightning_vlmq.shapes import drop_numbers
 
 __all__ = ["CARDS_GB", "Estimate", "estimate", "print_estimate"]
 
@@ -99,8 +99,6 @@ def estimate(
         ValueError: There are no turns to measure a batch by.
     """
     drop_numbers(module)
-    with shapes():
-        module = precision.convert_module(module)
     turns = LongestTurns(module.vlm, data)
     parts = weights_by_part(module)
     before_fit = weights_of(module.vlm)

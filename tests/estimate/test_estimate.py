@@ -165,6 +165,11 @@ def test_errors_of_the_command_are_one_line(
     arguments = ["estimate", f"--config={config}", f"--folder={tmp_path}"]
     for more, told in (
         ("--card_gb=-1", "card_gb: a card has memory, not -1.0 GB; give its gigabytes, such as 24"),
+        (
+            "--trainer.precision=bf16-true",
+            "trainer.precision: an estimate is of bf16-mixed, 16-mixed or 32-true, not of bf16-true; "
+            "give one of these, and the type of the base's weights as vlm.dtype",
+        ),
         ("--data.environment=null", f"{tmp_path}/data holds no turns to measure a batch by; give data.environment"),
     ):
         with pytest.raises(SystemExit):

@@ -19,9 +19,6 @@ class Precision:
     def forward_context(self) -> AbstractContextManager[Any]:
         return torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if self.mixed else nullcontext()
 
-    def convert_module(self, module: VLMQ) -> VLMQ:
-        return module
-
 
 def a_module(folder: Path, of_vlm: dict[str, Any], of_module: dict[str, Any], *, numbers: bool) -> VLMQ:
     torch.manual_seed(0)

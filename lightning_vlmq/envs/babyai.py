@@ -144,9 +144,10 @@ class BabyAI(gym.Env[Picture, np.int64]):
             raise ValueError(f"action {action!r} is not BabyAI's: choose 0 to 5 ({', '.join(_ACTIONS)})")
         # The level's own limit would end the episode, and behind it the reward would fall below 0.
         self._env.step_count = min(self._env.step_count, self._env.max_steps - 1)
-        before = self._state()
+        before = self._state() if self.last_action else None
         _, reward, terminated, _, _ = self._env.step(int(action))
-        self._last = f"You did: {_ACTIONS[action]}." + (" Nothing changed." if self._state() == before else "")
+        if self.last_action:
+            self._last = f"You did: {_ACTIONS[action]}." + (" Nothing changed." if self._state() == before else "")
         self._steps += 1
         self._over = bool(terminated)
         self._done = self._over and reward > 0
@@ -169,7 +170,7 @@ class BabyAI(gym.Env[Picture, np.int64]):
     def text(self) -> str:
         """Return what the agent did (``last_action``) and what it carries: no picture of the whole world shows it."""
         carries = f"You carry a {_describe(self._env.carrying)}." if self._env.carrying else ""
-        return f"{self._last if self.last_action else ''} {carries}".strip()
+        return f"{self._last} {carries}".strip()
 
     def summary(self) -> str:
         """Return the world in words, for instance ``You are at 3, 4 facing up. A red ball is at 5, 1.``."""

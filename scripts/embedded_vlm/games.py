@@ -14,7 +14,7 @@ from lightning_vlmq.envs.exact_numberline import numberline_pairs
 from lightning_vlmq.turns import Observation
 from scripts.embedded_vlm.tables import card_value
 from scripts.embedded_vlm.world_questions import way
-from scripts.embedded_vlm.worlds import Cell, from_agent
+from scripts.embedded_vlm.worlds import Cell, from_agent, sides
 
 __all__ = ["ahead_of", "read_games", "told"]
 
@@ -108,11 +108,11 @@ def told(observation: Observation) -> tuple[Cell, Cell, str]:
 
 def ahead_of(observation: Observation) -> str:
     """What stands right ahead of the agent in a level of one room: a thing, ``wall`` or ``nothing``."""
-    _, (x, y), facing = told(observation)
-    dx, dy = {"right": (1, 0), "down": (0, 1), "left": (-1, 0), "up": (0, -1)}[facing]
+    _, agent, facing = told(observation)
+    ahead, _, _ = sides(agent, facing)
     things = {(int(a), int(b)): name for name, a, b in _THING.findall(observation.summary)}
-    inside = 1 <= x + dx <= 6 and 1 <= y + dy <= 6
-    return things.get((x + dx, y + dy), "nothing" if inside else "wall")
+    inside = all(1 <= place <= 6 for place in ahead)
+    return things.get(ahead, "nothing" if inside else "wall")
 
 
 def _picture(env: AgentEnv, seed: int, options: dict[str, object]) -> Image.Image:

@@ -14,7 +14,7 @@ from scripts.embedded_vlm.canvas import COLOUR_IDS, KIND_IDS, Canvas, random_fon
 from scripts.embedded_vlm.looks import contrasting, draw_size, shade
 from scripts.embedded_vlm.words import COLOURS, NOUNS, WIDGET_WORDS
 
-__all__ = ["GRID_COLOURS", "agents_view", "from_agent", "grid", "shapes", "view", "widgets"]
+__all__ = ["GRID_COLOURS", "agents_view", "from_agent", "grid", "shapes", "sides", "view", "widgets"]
 
 GRID_COLOURS = {
     "yellow": (255, 255, 0),
@@ -151,7 +151,7 @@ def _world(rng: Random, most: int = 8) -> tuple[Cells, Cell, str]:
         cells[place] = _thing(rng)
     facing = rng.choice(list(_AHEAD))
     # by chance there is something beside the agent too rarely for it to be learned
-    for place, share in zip(_sides(agent, facing), (0.5, 0.2, 0.2), strict=True):
+    for place, share in zip(sides(agent, facing), (0.5, 0.2, 0.2), strict=True):
         if place in inside and place not in cells and rng.random() < share:
             cells[place] = _thing(rng)
     return cells, agent, facing
@@ -168,7 +168,7 @@ def from_agent(place: Cell, agent: Cell, facing: str) -> Cell:
     return fx * dx + fy * dy, fx * dy - fy * dx
 
 
-def _sides(agent: Cell, facing: str) -> tuple[Cell, Cell, Cell]:
+def sides(agent: Cell, facing: str) -> tuple[Cell, Cell, Cell]:
     """The cells ahead of the agent, to its left and to its right."""
     (x, y), (fx, fy) = agent, _AHEAD[facing]
     return (x + fx, y + fy), (x + fy, y - fx), (x - fy, y + fx)
@@ -176,7 +176,7 @@ def _sides(agent: Cell, facing: str) -> tuple[Cell, Cell, Cell]:
 
 def _beside(cells: Cells, agent: Cell, facing: str) -> list[tuple[str, str] | None]:
     """What stands ahead of the agent, to its left and to its right."""
-    return [cells.get(place) for place in _sides(agent, facing)]
+    return [cells.get(place) for place in sides(agent, facing)]
 
 
 def _things(cells: Cells) -> Cells:

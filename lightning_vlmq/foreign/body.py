@@ -1,14 +1,33 @@
 """What the models here share: pictures in the place of their tokens, a language model of transformers, a head."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
-__all__ = ["ForeignConfig", "ForeignForConditionalGeneration", "ForeignModel"]
+__all__ = ["SIGLIP", "ForeignConfig", "ForeignForConditionalGeneration", "ForeignModel", "published"]
+
+SIGLIP = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+}
+"""Shape of the vision tower of all models here (so400m), but for the side of its pictures."""
+
+
+def published(folder: Path) -> dict[str, Tensor]:
+    """Weights of all safetensors of a folder, by their names."""
+    weights: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        weights |= load_file(file)
+    return weights
 
 
 class ForeignConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]

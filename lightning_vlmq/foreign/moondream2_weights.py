@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, LlavaProcessor
 
+from lightning_vlmq.foreign.body import SIGLIP, published
 from lightning_vlmq.foreign.moondream2 import (
     Moondream2Config,
     Moondream2ForConditionalGeneration,
@@ -25,14 +25,7 @@ from lightning_vlmq.foreign.moondream2 import (
 
 __all__ = ["converted", "renamed"]
 
-VISION = {
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_hidden_layers": 27,
-    "num_attention_heads": 16,
-    "image_size": 378,
-    "patch_size": 14,
-}
+VISION = {**SIGLIP, "image_size": 378}
 TEXT = {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 32}
 BEGIN, QUERY, ANSWER = 0, (1, 15381, 2), (3,)
 """Ids of the beginning (which also ends a reply), in front of a question, and behind it, since June 2025."""
@@ -172,8 +165,5 @@ def _template(before: str, behind: str) -> str:
 
 if __name__ == "__main__":
     source, words, target = sys.argv[1:]
-    published: dict[str, Tensor] = {}
-    for file in sorted(Path(source).glob("*.safetensors")):
-        published |= load_file(file)
-    for part in converted(published, AutoTokenizer.from_pretrained(words)):
+    for part in converted(published(Path(source)), AutoTokenizer.from_pretrained(words)):
         part.save_pretrained(target)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, LlavaNextImageProcessorPil, SiglipVisionConfig
 
+from lightning_vlmq.foreign.body import SIGLIP, published
 from lightning_vlmq.foreign.xgen_mm import (
     XGenMMConfig,
     XGenMMForConditionalGeneration,
@@ -26,14 +26,7 @@ from lightning_vlmq.foreign.xgen_mm import (
 
 __all__ = ["converted", "renamed"]
 
-VISION = {
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_hidden_layers": 27,
-    "num_attention_heads": 16,
-    "image_size": 384,
-    "patch_size": 14,
-}
+VISION = {**SIGLIP, "image_size": 384}
 OWN = ("<image>", "<image placeholder>", "<|endofchunk|>")
 """Tokens behind those of the language model, in this order."""
 SYSTEM = (
@@ -129,11 +122,8 @@ def converted(
 
 if __name__ == "__main__":
     source, target = map(Path, sys.argv[1:])
-    published: dict[str, Tensor] = {}
-    for file in sorted(source.glob("*.safetensors")):
-        published |= load_file(file)
     words = json.loads((source / "config.json").read_text())["text_config"]
     seen = json.loads((source / "preprocessor_config.json").read_text())
     options = {"mean": seen["image_mean"], "std": seen["image_std"]}
-    for part in converted(published, AutoTokenizer.from_pretrained(source), words, **options):
+    for part in converted(published(source), AutoTokenizer.from_pretrained(source), words, **options):
         part.save_pretrained(target)

@@ -187,6 +187,7 @@ def _batch(size: int, prompt: int, reply: int) -> TokenBatch:
         weight=torch.ones(size),
         valid=yes,
         cut=~yes,
+        prompt_cut=~yes,
     )
 
 

@@ -5,10 +5,11 @@
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_vlmq.features import FeatureCache
@@ -18,6 +19,9 @@ from lightning_vlmq.turns import Observation, Turn
 from lightning_vlmq.vlm import VLM
 
 __all__ = ["TokenBatch", "TurnEncoder"]
+
+_LONG = 2_000
+"""Characters of a prompt whose tokens are not kept: long ones seldom repeat, and many of them would fill the memory."""
 
 
 class TokenBatch(NamedTuple):
@@ -39,6 +43,7 @@ class TokenBatch(NamedTuple):
         weight: Weight in both losses ``[B]``.
         valid: True where the reply was a valid action ``[B]`` (only logged).
         cut: True where the reply has no stop token because it was cut ``[B]``.
+        prompt_cut: True where the prompt was cut to its longest ``[B]`` (only logged).
     """
 
     inputs: dict[str, Tensor]
@@ -55,6 +60,7 @@ class TokenBatch(NamedTuple):
     weight: Tensor
     valid: Tensor
     cut: Tensor
+    prompt_cut: Tensor
 
     def predicting(self, hidden: Tensor) -> Tensor:
         """Hidden states ``[B, T, D]`` that predict the reply's tokens, out of all ``[B, S, D]``."""
@@ -62,11 +68,12 @@ class TokenBatch(NamedTuple):
 
 
 class _Prompt(NamedTuple):
-    """A prompt as tokens, where in it its pictures begin, and the pictures."""
+    """A prompt as tokens, where in it its pictures begin, the pictures, and whether its text was cut."""
 
     ids: list[int]
     starts: list[int]
     pictures: list[EncodedImage]
+    cut: bool
 
 
 class TurnEncoder:
@@ -93,7 +100,8 @@ class TurnEncoder:
         self.max_reply_tokens = max_reply_tokens
         self.tokenizer_fingerprint = vlm.tokenizer_fingerprint
         # the text of a prompt repeats (few distinct observations, many turns), its encoding need not
-        self._segments = lru_cache(maxsize=50_000)(vlm.pictures.split)
+        self._known_segments = lru_cache(maxsize=50_000)(vlm.pictures.split)
+        self._said_cut = False
 
     # -- prompts --------------------------------------------------------------------------------------------
 
@@ -119,23 +127,40 @@ class TurnEncoder:
         encoded = iter(self.features([image for images in shown for image in images], crowd))
         prompts = []
         for observation, images in zip(observations, shown, strict=True):
-            segments = self._segments(self._render(observation))
             pictures = [next(encoded) for _ in images]
+            read = self.prompt.fitted(observation, partial(self._length, pictures))
+            if cut := read is not observation:
+                self._say_cut()
+            segments = self._segments(read)
             if len(segments) != len(pictures) + 1:
                 raise ValueError(
                     f"the prompt shows {len(segments) - 1} of {len(pictures)} pictures; "
                     f"check the prompt's template and text for {self.vlm.pictures.placeholder!r}"
                 )
-            prompt = _Prompt(list(segments[0]), [], pictures)
+            prompt = _Prompt(list(segments[0]), [], pictures, cut)
             for picture, segment in zip(pictures, segments[1:], strict=True):
                 prompt.starts.append(len(prompt.ids))
                 prompt.ids.extend((*picture.ids, *segment))
             prompts.append(prompt)
         return prompts
 
-    def _render(self, observation: Observation) -> str:
+    def _segments(self, observation: Observation) -> list[list[int]]:
+        """Ids of a prompt's text before, between and behind its pictures."""
         messages = self.prompt.messages(observation)
-        return str(self.vlm.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        text = str(self.vlm.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        return self._known_segments(text) if len(text) < _LONG else self.vlm.pictures.split(text)
+
+    def _length(self, pictures: Sequence[EncodedImage], observation: Observation) -> int:
+        """Tokens of a prompt."""
+        return sum(len(picture.ids) for picture in pictures) + sum(len(ids) for ids in self._segments(observation))
+
+    def _say_cut(self) -> None:
+        if not self._said_cut:
+            self._said_cut = True
+            rank_zero_warn(
+                f"prompt.max_tokens: {self.prompt.max_tokens} cuts what the environment says in some prompts; "
+                f"prompts/cut in TensorBoard is their share (this is said once)"
+            )
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of text, nothing added."""
@@ -222,6 +247,7 @@ class TurnEncoder:
             weight=torch.tensor([turn.weight for turn in turns], dtype=torch.float32),
             valid=torch.tensor([turn.valid for turn in turns], dtype=torch.bool),
             cut=torch.tensor([turn.cut for turn in turns], dtype=torch.bool),
+            prompt_cut=torch.tensor([prompt.cut for prompt in prompts], dtype=torch.bool),
         )
 
     def _pad(self, prompts: list[_Prompt], replies: list[list[int]], *, left: bool) -> dict[str, Tensor]:

@@ -134,12 +134,18 @@ class TextLLM(Collector):
         if self._model is None:
             self._load(how.device)
         texts, words = [], prompt.in_words()
+
+        def chat(observation: Observation) -> list[dict[str, str]]:
+            return [{"role": "user", "content": words.text(observation)}]
+
+        def tokens(observation: Observation) -> int:
+            read = self._tokenizer.apply_chat_template(chat(observation), add_generation_prompt=True, return_dict=True)
+            return len(read["input_ids"])
+
         with drawn_with(how.seed, how.device):
             for start in range(0, len(observations), self.batch_size):
-                chats = [
-                    [{"role": "user", "content": words.text(observation)}]
-                    for observation in observations[start : start + self.batch_size]
-                ]
+                shown = observations[start : start + self.batch_size]
+                chats = [chat(words.fitted(observation, tokens)) for observation in shown]
                 read = self._tokenizer.apply_chat_template(
                     chats, add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True
                 ).to(how.device)

@@ -1,11 +1,14 @@
 """From an observation to chat messages: everything a model reads is rendered here, nothing of it is stored.
 
 The order is the paper's: the objective, the documented actions, an example of the syntax, then what the
-environment says. The counters stand in the prompt because they end episodes and are not in the picture.
+environment says. The counters stand in the prompt because they end episodes and are not in the picture. What a prompt
+has too much is cut from what the environment says, before anything is a token: so no cut meets a picture's place.
 """
 
 import copy
 import string
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 from lightning_vlmq.parsing import ActionParser, TagParser
@@ -21,6 +24,9 @@ AnyActionPrompt: TypeAlias = Literal["agent", "minimum", "random"]
 
 Messages: TypeAlias = list[dict[str, Any]]
 """Messages as ``apply_chat_template`` takes them."""
+
+_CUT = " ..."
+"""Shows that an environment said more."""
 
 _THOUGHT = "Before the action write a short thought: what you see, and what to do."
 
@@ -55,9 +61,12 @@ class PromptMethod:
             Double braces for a literal brace.
         thought: True asks for a thought in front of the action (chain of thought, ReAct); the parsers skip it. Leave
             it room: ``max_reply_tokens``.
+        max_tokens: Longest prompt in tokens of the model that reads it, pictures included (the reply comes on top). In
+            a longer one the end of what the environment says is cut; ``null`` for no limit.
 
     Raises:
-        ValueError: If the template has unknown fields, does not parse, or has no place for the thought.
+        ValueError: If the template has unknown fields, does not parse, or has no place for the thought; or
+            ``max_tokens`` is below 1.
     """
 
     def __init__(
@@ -68,12 +77,16 @@ class PromptMethod:
         counters: bool = True,
         template: str | None = None,
         thought: bool = False,
+        max_tokens: int | None = None,
     ) -> None:
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"prompt.max_tokens: {max_tokens} leaves no prompt; give a number of tokens, or null")
         self.parser: ActionParser = TagParser() if parser is None else parser
         self.image_first = image_first
         self.use_summary = use_summary
         self.counters = counters
         self.thought = thought
+        self.max_tokens = max_tokens
         self.template = template
         if template is not None:
             _check_template(template, thought)
@@ -121,6 +134,47 @@ class PromptMethod:
         """Return the pictures (PNG bytes) that belong to :meth:`messages`."""
         return () if self.use_summary else observation.images
 
+    def fitted(self, observation: Observation, count: Callable[[Observation], int]) -> Observation:
+        """Shorten an observation until its prompt has no more than ``max_tokens`` tokens.
+
+        Only what the environment says is cut (text, error, and the summary where it is shown), the longest of them
+        first, at its end. Pictures stay whole, and so do objective, actions, example, counters and the chat template.
+
+        Args:
+            observation: What the agent sees.
+            count: Gives the tokens of an observation's prompt, those of its pictures included.
+
+        Returns:
+            The observation itself where its prompt is short enough; else one whose prompt comes within 2 % of the limit
+            where the text can be cut so finely.
+
+        Raises:
+            ValueError: The prompt is too long without any of it.
+        """
+        limit = self.max_tokens
+        if limit is None or (most := count(observation)) <= limit:
+            return observation
+        said = {name: getattr(observation, name) for name in ("text", "error", *["summary"] * self.use_summary)}
+        low, high = 0, max(len(text) for text in said.values())
+        least = count(_begun(observation, said, 0))
+        if least > limit:
+            raise ValueError(
+                f"prompt.max_tokens: {limit} is too little for pictures and instructions, which are never cut and take "
+                f"{least} tokens here; give at least that, or fewer or smaller pictures"
+            )
+        slack, look = limit // 50, 0
+        while least < limit - slack and high - low > 1:
+            look += 1
+            # tokens lie nearly evenly along a text: mostly two looks in place of a dozen; every third one halves
+            part = 0.5 if look % 3 == 0 else (limit - slack / 2 - least) / (most - least)
+            middle = min(max(low + round(part * (high - low)), low + 1), high - 1)
+            tokens = count(_begun(observation, said, middle))
+            if tokens <= limit:
+                low, least = middle, tokens
+            else:
+                high, most = middle, tokens
+        return _begun(observation, said, low)
+
     def text(self, observation: Observation) -> str:
         """Render the text of :meth:`messages`.
 
@@ -167,6 +221,12 @@ def forced_prefix(action_prompt: ActionPrompt, parser: ActionParser) -> str:
     if action_prompt == "minimum":
         return parser.prefix
     raise ValueError(f"action prompt {action_prompt!r} is unknown: choose agent or minimum")
+
+
+def _begun(observation: Observation, said: dict[str, str], characters: int) -> Observation:
+    """The observation with the first characters only of each text that is longer."""
+    cut: dict[str, Any] = {name: text[:characters] + _CUT for name, text in said.items() if len(text) > characters}
+    return replace(observation, **cut)
 
 
 def _counters(observation: Observation) -> str:

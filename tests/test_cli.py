@@ -56,7 +56,7 @@ def test_tensorboard_has_what_the_readme_says(run: Path) -> None:
     events.Reload()
     tags = set(events.Tags()["scalars"])
     assert tags >= {"eval/syntax_accuracy", "eval/goal_reached", "eval/mean_return", "val/loss", "val/critic/q"}
-    assert tags >= {"loss", "loss/actor", "loss/critic", "filter/pass_rate_all", "filter/guard_engaged"}
+    assert tags >= {"prompts/cut", "loss", "loss/actor", "loss/critic", "filter/pass_rate_all", "filter/guard_engaged"}
     assert tags >= {"critic/q", "critic/v", "critic/target", "critic/advantage_all", "critic/advantage_std"}
     assert tags >= {"popart/mean", "popart/scale", "grad_norm/vlm", "grad_norm/critic", "policy/entropy"}
     assert tags >= {"lr-AdamW/vlm", "lr-AdamW/critic", "report/trained/goal_reached", "report/base/syntax_accuracy"}

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,23 @@ def test_a_language_model_reads_words_in_place_of_pictures(tmp_path: Path, monke
     drawn = [collector.say(observations, PromptMethod(), tempered._replace(seed=seed)) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_long_description_in_words_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collector = TextLLM(str(llm(tmp_path)), "float32")
+    observations = [replace(each, summary="It is far away. " * count) for count, each in enumerate(seen(3), 40)]
+    collector._load(CPU)
+    widths: list[int] = []
+    generate = collector._model.generate
+
+    def noted(input_ids: torch.Tensor, **rest: Any) -> Any:
+        widths.append(input_ids.shape[1])
+        return generate(input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(collector._model, "generate", noted)
+    for prompt in (PromptMethod(), PromptMethod(max_tokens=150)):
+        collector.say(observations, prompt, ASKED)
+    assert 147 <= widths[1] <= 150 < widths[0]
 
 
 def test_what_cannot_play_says_why(encoder: TurnEncoder, tmp_path: Path) -> None:

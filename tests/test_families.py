@@ -4,6 +4,8 @@ import dataclasses
 import io
 import subprocess
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from lightning_vlmq.agreement import _differences
 from lightning_vlmq.batches import TokenBatch, TurnEncoder
 from lightning_vlmq.features import FeatureCache
 from lightning_vlmq.policy import Reply, VLMPolicy
+from lightning_vlmq.prompts import PromptMethod
 from lightning_vlmq.turns import Observation, Turn
 from lightning_vlmq.vlm import VLM
 
@@ -82,12 +85,12 @@ def batch(encoder: TurnEncoder) -> TokenBatch:
     return encoder.batch(*pairs())
 
 
-def pairs() -> tuple[list[Turn], list[Turn]]:
+def pairs(observations: Sequence[Observation] = OBSERVATIONS) -> tuple[list[Turn], list[Turn]]:
     turns = [
         Turn("env", "e", index, observation, reply=reply, reward=float(index))
-        for index, (observation, reply) in enumerate(zip(OBSERVATIONS, REPLIES, strict=True))
+        for index, (observation, reply) in enumerate(zip(observations, REPLIES, strict=True))
     ]
-    return turns, [Turn("env", "e", 9, observation) for observation in reversed(OBSERVATIONS)]
+    return turns, [Turn("env", "e", 9, observation) for observation in reversed(observations)]
 
 
 def live(encoder: TurnEncoder, observation: Observation) -> dict[str, Tensor]:
@@ -183,10 +186,12 @@ def test_batched_generation_equals_one_by_one(encoder: TurnEncoder) -> None:
         assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
 
 
-def played_and_trained(encoder: TurnEncoder, **options: Any) -> tuple[list[Reply], Tensor]:
+def played_and_trained(
+    encoder: TurnEncoder, observations: Sequence[Observation] = OBSERVATIONS, **options: Any
+) -> tuple[list[Reply], Tensor]:
     """Replies, and how far training's log-probabilities are from those of the rollout."""
-    turns, successors = pairs()
-    said = VLMPolicy(encoder, seed=3, **options).reply([], OBSERVATIONS)
+    turns, successors = pairs(observations)
+    said = VLMPolicy(encoder, seed=3, **options).reply([], observations)
     replied = [
         dataclasses.replace(t, reply=r.text, reply_ids=r.ids, tokenizer=r.tokenizer, cut=r.cut, log_probs=r.log_probs)
         for t, r in zip(turns, said, strict=True)
@@ -212,6 +217,42 @@ def test_log_probs_in_training_are_those_of_the_rollout(
 def test_log_probs_agree_in_bfloat16(folder: Path) -> None:
     _, differences = played_and_trained(TurnEncoder(adapted(folder, dtype="bfloat16")), temperature=1.0)
     assert differences.mean() <= 2e-2
+
+
+def test_long_prompts_are_cut_in_their_text_alone(name: str, encoder: TurnEncoder) -> None:
+    vlm = encoder.vlm
+    page = "\n".join(f"[{line}] button 'Go to page {line}', visible" for line in range(60))
+    long = [dataclasses.replace(each, text=each.text + page, step_limit=10) for each in OBSERVATIONS]
+    limit = max(len(encoder.prompt_ids(each)[0]) for each in OBSERVATIONS) + 40
+    cutting = TurnEncoder(vlm, PromptMethod(max_tokens=limit), features=encoder.features)
+
+    for key, values in encoder.prompts(OBSERVATIONS).items():
+        assert torch.equal(cutting.prompts(OBSERVATIONS)[key], values), "short prompts stay as they are"
+    with pytest.warns(UserWarning, match=rf"prompt.max_tokens: {limit} cuts what the environment says in some prompts"):
+        batch = cutting.batch(*pairs(long))
+    assert batch.prompt_cut.all()
+    assert not cutting.batch(*pairs()).prompt_cut.any()
+
+    special = {*vlm.forbidden_ids, *vlm.stop_ids}
+    for observation in long:
+        whole, pictures = encoder.prompt_ids(observation)
+        ids, _ = cutting.prompt_ids(observation)
+        assert 0.9 * limit < len(ids) <= limit < len(whole)
+        assert ids.count(vlm.image_token_id) == whole.count(vlm.image_token_id)
+        assert [token for token in ids if token in special] == [token for token in whole if token in special]
+        text = vlm.tokenizer.decode(ids)
+        assert "Make Current equal to Target." in text
+        assert " ...\nStep 0 of 10." in text
+        read = cutting.prompt.fitted(observation, partial(cutting._length, pictures))
+        if observation.images or FAMILIES[name].shows_none:
+            assert live(encoder, read)["input_ids"].tolist() == [ids], "as if the environment had said no more"
+
+    assert hidden(vlm, batch.inputs).isfinite().all()
+    together = vlm.generate(cutting.prompts(long), max_new_tokens=4)
+    alone = [vlm.generate(cutting.prompts([each]), max_new_tokens=4)[0] for each in long]
+    assert [each.ids for each in together] == [each.ids for each in alone]
+    _, differences = played_and_trained(cutting, long, temperature=1.0)
+    assert differences.max() <= 1e-4
 
 
 def test_a_reply_token_does_not_change_what_stands_before_it(vlm: VLM, batch: TokenBatch) -> None:

@@ -111,6 +111,62 @@ def test_bad_templates_are_refused_at_once(template, message):
         PromptMethod(template=template)
 
 
+def test_what_the_environment_says_is_cut_at_its_end():
+    method = PromptMethod(max_tokens=140)
+    observation = Observation(
+        objective="Buy it.", text="0123456789" * 20, error="Bad reply.", summary="9" * 500, step=1
+    )
+    looks = []
+
+    def characters(shown):
+        looks.append(shown)
+        return len(method.text(shown))
+
+    read = method.fitted(observation, characters)
+    assert method.text(read) == f"Buy it.\nReply like: [action] \n{('0123456789' * 20)[:94]} ...\nBad reply."
+    assert len(method.text(read)) == 139  # within 2 % of it
+    assert len(looks) <= 4
+    assert read.summary == observation.summary, "what is not shown needs no room"
+    short = Observation(text="0123456789")
+    assert method.fitted(short, characters) is short
+    assert PromptMethod().fitted(observation, characters) is observation
+
+
+@pytest.mark.parametrize("text", ["a" * 5000 + "b" * 50, "b" * 50 + "a" * 5000, "ab" * 3000, "b" * 100, "a" * 40 + "b"])
+def test_texts_of_uneven_density_are_cut_too(text):
+    """A ``b`` counts like fifty ``a``."""
+    method = PromptMethod(max_tokens=1000)
+    looks = []
+
+    def tokens(shown):
+        looks.append(shown)
+        return 10 + len(shown.text) + 49 * shown.text.count("b")
+
+    read = method.fitted(Observation(text=text), tokens)
+    found = tokens(read)
+    assert found <= 1000
+    assert found >= 1000 - 20 - 50 or read.text == text
+    assert len(looks) < 40
+
+
+def test_the_longest_of_what_is_said_is_cut_first():
+    method = PromptMethod(max_tokens=100, use_summary=True, template="{text}|{summary}|{error}")
+    observation = Observation(text="t" * 60, summary="s" * 300, error="e" * 20)
+    read = method.fitted(observation, lambda shown: len(method.text(shown)))
+    assert read.summary == "s" * 35 + " ..."
+    assert read.text == "t" * 35 + " ..."
+    assert method.asking(False).in_words().max_tokens == 100
+
+
+def test_no_room_for_what_is_never_cut_is_said():
+    observation = Observation(objective="Buy it.", text="0123456789" * 20)
+    method = PromptMethod(max_tokens=30)
+    with pytest.raises(ValueError, match=r"prompt\.max_tokens: 30 is too little .* take 34 tokens here; give at least"):
+        method.fitted(observation, lambda shown: len(method.text(shown)))
+    with pytest.raises(ValueError, match=r"prompt\.max_tokens: 0 leaves no prompt; give a number of tokens, or null"):
+        PromptMethod(max_tokens=0)
+
+
 def test_forced_prefix():
     assert forced_prefix("agent", TagParser()) == ""
     assert forced_prefix("minimum", TagParser("<a>")) == "<a>"

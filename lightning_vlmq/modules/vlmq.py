@@ -181,9 +181,10 @@ class VLMQ(AgentModule):
         heads = self(batch)
         log_pi = token_log_probs(heads.logits, batch.reply_ids)
         imitate_weight = batch.weight * batch.imitate
+        shown = {"prompts/cut": batch.prompt_cut.float().mean()}
         if hp["td_weight"] == 0:  # a critic that nothing trains has no say
             loss = afsft_loss(log_pi, torch.ones_like(log_pi), batch.mask, imitate_weight)
-            return loss, {"loss/actor": loss.detach(), "policy/log_prob": log_pi[batch.mask].mean().detach()}
+            return loss, {"loss/actor": loss.detach(), "policy/log_prob": log_pi[batch.mask].mean().detach(), **shown}
 
         support, q_a, adv, accepted, guarded = self._verdict(batch, heads.states, heads.logits)
         if hp["actor"] == "max_q":
@@ -201,6 +202,7 @@ class VLMQ(AgentModule):
         loss = actor + hp["td_weight"] * critic
         logs = {"loss/actor": actor.detach(), "loss/critic": critic.detach()}
         if self.should_log():
+            logs |= shown
             logs |= diagnostics(batch, heads.logits, log_pi, q_a, adv, accepted, targets, self.seen_tokens)
             logs["filter/guard_engaged"] = guarded.float()
             logs["popart/mean"] = self.critic.popart.mu.clone()

@@ -29,12 +29,12 @@ def vlmq(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def shrunk(name: str, tiny_folder: Path, folder: Path) -> Path:
-    """A configuration with the tiny VLM and few episodes to play."""
+    """A configuration with the tiny VLM and little to play."""
     config: dict[str, Any] = yaml.safe_load((CONFIGS / name).read_text())
     config["model"]["init_args"]["vlm"]["init_args"]["name"] = str(tiny_folder)
     for callback in config["trainer"]["callbacks"]:
-        if "episodes" in callback.get("init_args", {}):
-            callback["init_args"]["episodes"] = 2
+        options = callback.get("init_args", {})
+        options |= {name: small for name, small in {"episodes": 2, "steps": 4}.items() if name in options}
     path = folder / Path(name).name
     path.write_text(yaml.safe_dump(config))
     return path

@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 from PIL import Image
+from steps import actor_losses
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -136,14 +137,7 @@ def test_the_whole_language_model_learns(tiny_folder: Path, batch: TokenBatch, t
     inside = {id(p) for part in (vlm.hf.get_decoder(), vlm.hf.get_output_embeddings()) for p in part.parameters()}
     assert {id(p) for p in vlm.parameters() if p.requires_grad} == inside
     module = VLMQ(vlm, critic_width=16, critic_states="adapted")
-    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=3e-3)
-    losses = []
-    for _ in range(8):
-        loss, logs = module.losses(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(logs["loss/actor"]))
+    losses = actor_losses(module, batch, 8)
     assert losses[-1] < losses[0] - 1
     assert vlm.base_fingerprint == base  # of what was loaded: a checkpoint is for that
     assert vlm.vision_fingerprint == tower

@@ -5,6 +5,7 @@ from pathlib import Path
 import bitsandbytes as bnb
 import pytest
 import torch
+from steps import actor_losses
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
@@ -40,16 +41,8 @@ def test_the_adapter_and_the_critic_learn_on_it(tiny_folder: Path, batch: TokenB
     torch.manual_seed(0)
     vlm = VLM(str(tiny_folder), lora_rank=4, load_in_4bit=True)
     module = VLMQ(vlm, critic_width=16)
-    trained = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=3e-3)
     frozen = {n: p.detach().clone() for n, p in vlm.named_parameters() if not p.requires_grad}
-    losses = []
-    for _ in range(12):
-        loss, logs = module.losses(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(logs["loss/actor"]))
+    losses = actor_losses(module, batch, 12)
     assert losses[-1] < losses[0] - 0.2
     assert all(torch.equal(p, frozen[n]) for n, p in vlm.named_parameters() if not p.requires_grad)
     assert all("lora_" in name for name in vlm.trainable_names())

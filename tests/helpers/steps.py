@@ -1,4 +1,4 @@
-"""Modules of numbers and of shapes, to compare what their steps take."""
+"""Modules of numbers and of shapes, to compare what their steps take; and a loop of steps on one batch."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lightning_vlmq import VLM, VLMQ
+from lightning_vlmq.batches import TokenBatch
 from lightning_vlmq.shapes import drop_numbers, shapes
 
 
@@ -27,3 +28,16 @@ def a_module(folder: Path, of_vlm: dict[str, Any], of_module: dict[str, Any], *,
     if not numbers:
         drop_numbers(module)
     return module
+
+
+def actor_losses(module: VLMQ, batch: TokenBatch, steps: int) -> list[float]:
+    """Losses of the language head, one before each of some steps on the same batch."""
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(steps):
+        loss, logs = module.losses(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(logs["loss/actor"]))
+    return losses

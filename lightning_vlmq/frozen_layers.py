@@ -10,7 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["layers_below_adapter", "noted", "repeated"]
+__all__ = ["layers_below_adapter", "layers_in_order", "noted", "repeated"]
+
+
+def layers_in_order(decoder: nn.Module) -> list[nn.Module]:
+    """Layers of a language model."""
+    layers = {
+        int(found[1]): module
+        for name, module in decoder.named_modules()
+        if name.count("layers.") == 1 and (found := re.fullmatch(r"(?:.*\.)?layers\.(\d+)", name))
+    }
+    return [layer for _, layer in sorted(layers.items())]
 
 
 def layers_below_adapter(decoder: nn.Module) -> list[nn.Module]:
@@ -18,16 +28,11 @@ def layers_below_adapter(decoder: nn.Module) -> list[nn.Module]:
 
     None where something outside of the layers is, token embeddings for instance.
     """
-    layers = {
-        int(found[1]): module
-        for name, module in decoder.named_modules()
-        if name.count("layers.") == 1 and (found := re.fullmatch(r"(?:.*\.)?layers\.(\d+)", name))
-    }
+    layers = layers_in_order(decoder)
     trained = {id(p) for p in decoder.parameters() if p.requires_grad}
-    if trained - {id(p) for layer in layers.values() for p in layer.parameters()}:
+    if trained - {id(p) for layer in layers for p in layer.parameters()}:
         return []
-    in_order = (layer for _, layer in sorted(layers.items()))
-    return list(itertools.takewhile(lambda layer: trained.isdisjoint(map(id, layer.parameters())), in_order))
+    return list(itertools.takewhile(lambda layer: trained.isdisjoint(map(id, layer.parameters())), layers))
 
 
 @contextlib.contextmanager

@@ -197,13 +197,16 @@ class VLM(nn.Module):
         """Short hash of what decides image features: weights outside of the language model and the processor."""
         how = type(self.processor.image_processor).__name__ + self.processor.to_json_string()
         digest = hashlib.sha256(how.encode())
+        for name, parameter in self.vision_parameters():
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def vision_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and weights outside of the language model: the tower's and the connector's."""
         language = (self.hf.get_decoder(), self.hf.get_output_embeddings())
         left_out = {id(p) for part in language for p in part.parameters()}
-        for name, parameter in self.hf.named_parameters():
-            if id(parameter) not in left_out:
-                digest.update(name.encode())
-                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        yield from ((name, p) for name, p in self.hf.named_parameters() if id(p) not in left_out)
 
     @cached_property
     def base_fingerprint(self) -> str:
@@ -301,6 +304,7 @@ class VLM(nn.Module):
                 pad_token_id=self.tokenizer.pad_token_id,
                 logits_processor=LogitsProcessorList([noted, masked]),  # what is noted is not masked yet
                 use_cache=True,
+                synced_gpus=False,  # each rank plays on its own, also on weights that are in shards otherwise
             )
         replies = output[:, inputs["input_ids"].shape[1] :]
         log_probs = noted.until(replies[:, -1]).tolist()

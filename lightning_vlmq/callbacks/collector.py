@@ -19,6 +19,7 @@ from lightning_vlmq.collection import online_seed
 from lightning_vlmq.datamodules.offline_to_online import OfflineToOnline
 from lightning_vlmq.envs.agent import AgentEnv
 from lightning_vlmq.evaluation import EpisodeScores
+from lightning_vlmq.modules.sharding import whole
 from lightning_vlmq.policy import Policy, RandomPolicy, VLMPolicy
 from lightning_vlmq.rollout import Rollout
 from lightning_vlmq.rows import from_text, to_text
@@ -171,7 +172,7 @@ class OnlineCollector(L.Callback):
         if trainer.current_epoch < self.start_epoch:
             return
         apply_schedules(trainer, pl_module)
-        with trainer.precision_plugin.forward_context():
+        with trainer.precision_plugin.forward_context(), whole(pl_module):
             begin = time.monotonic()
             waited, failures = (self._rollout.waited, len(self._rollout.failures)) if self._rollout else (0.0, 0)
             if self._rollout is None:

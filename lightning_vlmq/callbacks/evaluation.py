@@ -14,6 +14,7 @@ from lightning_vlmq.batches import TurnEncoder
 from lightning_vlmq.envs.agent import AgentEnv, EpisodeLostError
 from lightning_vlmq.evaluation import EpisodeScores, Scores, print_scores, score_episodes
 from lightning_vlmq.files import write_atomic
+from lightning_vlmq.modules.sharding import whole
 from lightning_vlmq.policy import VLMPolicy
 from lightning_vlmq.rollout import play
 from lightning_vlmq.scoreboards import Scoreboard
@@ -61,11 +62,13 @@ class EpisodeEvaluation(L.Callback):
         """Plays and logs."""
         if trainer.sanity_checking:
             return
-        self._play(trainer, pl_module)
+        with whole(pl_module):
+            self._play(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Plays and logs."""
-        self._play(trainer, pl_module)
+        with whole(pl_module):
+            self._play(trainer, pl_module)
 
     def _play(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         rank, ranks = trainer.global_rank, trainer.world_size
@@ -131,15 +134,20 @@ class Report(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Scores, prints and writes ``results.json``; not after an interrupted fit."""
-        if trainer.is_global_zero and not trainer.interrupted:
-            self._report(trainer, "results.json", trainer.global_step)
+        if not trainer.interrupted:
+            self._report(trainer, pl_module, "results.json", trainer.global_step)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Scores, prints and writes ``results-test.json``."""
-        if trainer.is_global_zero:
-            self._report(trainer, "results-test.json", self._loaded_step)
+        self._report(trainer, pl_module, "results-test.json", self._loaded_step)
 
-    def _report(self, trainer: L.Trainer, file: str, step: int) -> None:
+    def _report(self, trainer: L.Trainer, pl_module: L.LightningModule, file: str, step: int) -> None:
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # which the ranks tell each other
+        with whole(pl_module):
+            if trainer.is_global_zero:
+                self._write(trainer, folder / file, step)
+
+    def _write(self, trainer: L.Trainer, path: Path, step: int) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         jobs: list[tuple[str, dict[str, Any]]] = [("base", {"base": True, "temperature": 1.0}), ("trained", {})]
         jobs += [(f"trained at {t:g}", {"temperature": t}) for t in self.temperatures]
@@ -158,7 +166,6 @@ class Report(L.Callback):
             rank_zero_info(f"{board.name}: " + ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
         results["steps"] = step
         results["seed"] = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        path = Path(trainer.log_dir or trainer.default_root_dir) / file
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(results, indent=1).encode())
         rank_zero_info(f"results: {path}")

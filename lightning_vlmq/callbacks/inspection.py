@@ -30,6 +30,7 @@ from lightning_vlmq.drawing import draw_film, draw_plane, draw_tokens
 from lightning_vlmq.envs.agent import AgentEnv
 from lightning_vlmq.modules.base import AgentModule
 from lightning_vlmq.modules.judgement import Judgement
+from lightning_vlmq.modules.sharding import whole
 from lightning_vlmq.policy import VLMPolicy
 from lightning_vlmq.rollout import play
 from lightning_vlmq.scoreboards import QBoard
@@ -127,8 +128,13 @@ class Inspection(L.Callback):
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Plays, judges, draws and logs."""
-        if not self._writers or (trainer.current_epoch + 1) % self.every_n_epochs:
+        if (trainer.current_epoch + 1) % self.every_n_epochs:
             return
+        with whole(pl_module):
+            if self._writers:
+                self._inspect(trainer, pl_module)
+
+    def _inspect(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, AgentModule)
         begin, step = time.monotonic(), trainer.global_step
         with isolate_rng(), trainer.precision_plugin.forward_context():

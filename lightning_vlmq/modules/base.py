@@ -5,12 +5,15 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from lightning_vlmq.batches import TokenBatch
 from lightning_vlmq.modules.judgement import Judgement, language_judgement
 from lightning_vlmq.modules.optim import clip_groups
+from lightning_vlmq.modules.sharding import before_loading, check_shardable, shard
 from lightning_vlmq.vlm import VLM
 
 __all__ = ["AgentModule"]
@@ -32,6 +35,21 @@ class AgentModule(L.LightningModule):
         self.vlm = vlm
 
     # -- training -------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Puts the weights into shards where the trainer's strategy is ``ModelParallelStrategy``."""
+        if self._trainer is None or self.in_shards:
+            return
+        strategy = self.trainer.strategy
+        check_shardable(strategy, self.vlm, self.hparams, str(self.trainer.precision))
+        if isinstance(strategy, ModelParallelStrategy):
+            shard(self, self.vlm)
+            before_loading(strategy, self._check_checkpoint)
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether each rank holds its part of the weights alone: all of them must take part in every forward."""
+        return isinstance(self, FSDPModule)
 
     def on_train_start(self) -> None:
         """Turns dropout on: ``from_pretrained`` hands models over in inference mode."""
@@ -95,6 +113,7 @@ class AgentModule(L.LightningModule):
         kept = self._checkpoint_keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
         checkpoint["vlm"] = {"name": self.vlm.name, "fingerprint": self.vlm.base_fingerprint}
+        checkpoint["in_shards"] = self.in_shards
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another configuration.
@@ -102,6 +121,10 @@ class AgentModule(L.LightningModule):
         Raises:
             ValueError: Keys are missing, unknown, or of another shape; or another base VLM.
         """
+        if not self.in_shards:  # else it was looked at before it was loaded
+            self._check_checkpoint(checkpoint)
+
+    def _check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         own, found = self.state_dict(), checkpoint["state_dict"]
         missing = sorted(self._checkpoint_keys() - set(found))
         unknown = sorted(set(found) - set(own))
@@ -117,6 +140,12 @@ class AgentModule(L.LightningModule):
             raise ValueError(
                 f"the checkpoint was made on other weights of {base['name']!r} than those of {self.vlm.name!r} here; "
                 f"load it with the VLM (and the version of this package, if embedded) it was made with"
+            )
+        resumes = self._trainer is not None and self.trainer.training
+        if resumes and checkpoint.get("in_shards", False) != self.in_shards:
+            raise ValueError(  # an optimiser's states would be taken for those of other weights
+                f"the checkpoint was made with{'out' if self.in_shards else ''} ModelParallelStrategy; "
+                f"go on with the strategy it was made with"
             )
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -81,6 +82,8 @@ def clip_groups(optimizer: Optimizer, limit: float | None, algorithm: str | None
         if not gradients:
             continue
         norm = nn.utils.get_total_norm(gradients)
+        if isinstance(norm, DTensor):  # of shards
+            norm = norm.full_tensor()
         logs[f"grad_norm/{name}"] = norm
         if limit and algorithm in (None, "norm"):
             nn.utils.clip_grads_with_norm_(group["params"], limit, norm)

@@ -279,10 +279,10 @@ class VLMQ(AgentModule):
         """What the critic's loss takes of a batch; the next turns' states come from the VLM in inference mode."""
         next_states = states.new_zeros(0, states.shape[-1])
         following = Support(None if support.ids is None else support.ids[:0, 0], support.probs[:0, 0])
-        if batch.has_next.any():
+        if batch.has_next.any() or self.in_shards:  # a rank without a next turn holds parts that others ask for
             with self.vlm.inference():
-                hidden, read = self._hidden(batch.next_inputs)
-            rows = torch.arange(len(hidden), device=hidden.device), batch.next_positions
+                hidden, read = self._hidden(batch.next_inputs if batch.has_next.any() else batch.inputs)
+            rows = torch.arange(len(batch.next_positions), device=hidden.device), batch.next_positions
             next_states, following = read[rows], self._support(self.vlm.logits(hidden[rows]))
         return Transitions(
             states=states,

@@ -20,6 +20,7 @@ from transformers import GenerationConfig, LogitsProcessorList, SuppressTokensLo
 
 from lightning_vlmq.adapters import add_adapter, export
 from lightning_vlmq.adapters import train_language_model as _train
+from lightning_vlmq.compiling import compile_layers
 from lightning_vlmq.families import FAMILIES, Family
 from lightning_vlmq.frozen_layers import layers_below_adapter, noted, repeated
 from lightning_vlmq.language_head import learn_head_output
@@ -33,6 +34,7 @@ from lightning_vlmq.loading import (
 )
 from lightning_vlmq.pictures import EncodedImage, Pictures
 from lightning_vlmq.sampling import RawLogProbs, Sampled, drawn_with, from_the_model_itself, until_stop
+from lightning_vlmq.shapes import without_numbers
 
 __all__ = ["EMBEDDED", "VLM"]
 
@@ -62,9 +64,12 @@ class VLM(nn.Module):
             ``dtype``: less memory for more time. The vision tower stays as it is.
         gradient_checkpointing: Keep less of the forward pass and compute it again in the backward pass: less memory for
             about a third more time.
+        compile: Backend of ``torch.compile`` (``"inductor"``) for the layers that are adapted or trained, in training
+            and validation; ``null`` compiles nothing. Play is never compiled: its shapes change with each token.
 
     Attributes:
         has_base: Whether the model as it was loaded is still there beside what is trained (:meth:`base`).
+        compiled: Whether layers are compiled.
 
     Raises:
         ValueError: The model has no image input or takes no encoded pictures, its processor lacks a package, the name
@@ -88,6 +93,7 @@ class VLM(nn.Module):
         dtype: str = "float32",
         load_in_4bit: bool = False,
         gradient_checkpointing: bool = False,
+        compile: str | None = None,
     ) -> None:
         super().__init__()
         whole = train_language_model
@@ -133,6 +139,10 @@ class VLM(nn.Module):
                 use_rslora=use_rslora,
                 use_dora=use_dora,
             )
+        # an estimate of memory asks for no speed
+        self.compiled = compile is not None and not without_numbers(self.token_embeddings())
+        if compile is not None and self.compiled:
+            compile_layers(self.hf.get_decoder(), compile)
         self.eval()
 
     # -- what is inside -------------------------------------------------------------------------------------
@@ -293,6 +303,8 @@ class VLM(nn.Module):
         stop_ids, defaults = list(self.stop_ids), self.hf.generation_config
         with self.inference(), drawn_with(generator_seed, self.device), contextlib.ExitStack() as stack:
             stack.enter_context(self.pictures.asked_for())
+            if self.compiled:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             # a family's defaults may hold penalties, too: replies must come from pi itself
             stack.callback(setattr, self.hf, "generation_config", defaults)
             self.hf.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]

@@ -152,11 +152,15 @@ def test_what_shards_cannot_go_with_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_four_bits_and_the_older_fsdp_are_refused(vlm: VLM) -> None:
+def test_compiled_layers_four_bits_and_the_older_fsdp_are_refused(vlm: VLM) -> None:
     with pytest.raises(ValueError, match=r"trainer.strategy: fsdp does not work here; take ModelParallelStrategy"):
         check_shardable(FSDPStrategy(), vlm, {}, "32-true")
     parallel = ModelParallelStrategy(save_distributed_checkpoint=False)
     parallel._device_mesh = {"tensor_parallel": type("One", (), {"size": lambda self: 1})()}  # type: ignore[assignment]
+    vlm.compiled = True
+    with pytest.raises(ValueError, match=r"vlm.compile does not go with ModelParallelStrategy; set it to null"):
+        check_shardable(parallel, vlm, {}, "32-true")
+    vlm.compiled = False
     vlm.packed = nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(ValueError, match=r"vlm.load_in_4bit does not go with ModelParallelStrategy; set it to false"):
         check_shardable(parallel, vlm, {}, "32-true")

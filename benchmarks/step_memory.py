@@ -180,6 +180,7 @@ def _batch(size: int, prompt: int, reply: int) -> TokenBatch:
         mask=mask,
         next_positions=torch.full((size,), prompt - 1),
         has_next=yes,
+        next_in_batch=~yes,
         reward=zeros,
         terminated=~yes,
         imitate=yes,

@@ -1,7 +1,7 @@
 """Turns to tokens: the only place where a turn becomes the input of a model.
 
 ``T`` is the longest reply of a batch, ``S`` the longest prompt with its reply, ``B`` the number of turns and
-``B'`` those among them whose successor's value is needed (episodes that went on).
+``B'`` those among them whose next turn has to be read apart: the episode went on, and the batch does not hold it.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,9 @@ class TokenBatch(NamedTuple):
         reply_ids: The reply's tokens ``[B, T]``, the last one normally a stop token; 0 where masked.
         mask: True at tokens of the reply ``[B, T]``.
         next_positions: Position of the next prompt's last token ``[B']``.
-        has_next: True where the episode went on ``[B]``; ``B'`` of them.
+        has_next: True where the episode went on ``[B]``.
+        next_in_batch: True where the next turn is the row behind this one, so that its first state is the one that
+            predicts its reply's first token ``[B]``; ``next_inputs`` are those of the other turns that went on.
         reward: Reward with penalties ``[B]``.
         terminated: True where the episode ended for good ``[B]``.
         imitate: True where the language loss may use the turn ``[B]``.
@@ -53,6 +55,7 @@ class TokenBatch(NamedTuple):
     mask: Tensor
     next_positions: Tensor
     has_next: Tensor
+    next_in_batch: Tensor
     reward: Tensor
     terminated: Tensor
     imitate: Tensor
@@ -84,6 +87,10 @@ class TurnEncoder:
         prompt: How observations become chat messages.
         features: Cache of image features; made in memory if ``None``.
         max_reply_tokens: Longest reply in tokens, stop token included.
+
+    Attributes:
+        reads_next_apart: Whether next turns are read by a pass of their own also where the batch holds them: where
+            the VLM drops out in training, the pass that trains has other states than one without dropout.
     """
 
     def __init__(
@@ -98,6 +105,7 @@ class TurnEncoder:
         self.prompt = prompt or PromptMethod()
         self.features = features or FeatureCache(vlm)
         self.max_reply_tokens = max_reply_tokens
+        self.reads_next_apart = vlm.drops_out
         self.tokenizer_fingerprint = vlm.tokenizer_fingerprint
         # the text of a prompt repeats (few distinct observations, many turns), its encoding need not
         self._known_segments = lru_cache(maxsize=50_000)(vlm.pictures.split)
@@ -209,12 +217,13 @@ class TurnEncoder:
 
     # -- batches --------------------------------------------------------------------------------------------
 
-    def batch(self, turns: Sequence[Turn], successors: Sequence[Turn]) -> TokenBatch:
+    def batch(self, turns: Sequence[Turn], successors: Sequence[Turn | None]) -> TokenBatch:
         """Turns and the rows after them as one batch.
 
         Args:
             turns: Turns with replies.
-            successors: The next row of each; only its observation is read.
+            successors: The next row of each, of which only the observation is read; ``None`` says that it is the turn
+                behind it in ``turns``.
         """
         prompts = self._encode_prompts([turn.observation for turn in turns])
         replies = [self.reply_ids(turn) for turn in turns]
@@ -230,7 +239,15 @@ class TurnEncoder:
         # the reply's last token is predicted, never read
         inputs = self._pad(prompts, [reply[:-1] for reply in replies], left=False)
         going_on = [not turn.terminated for turn in turns]
-        following = [after.observation for after, more in zip(successors, going_on, strict=True) if more]
+        inside = [
+            more and after is None and not self.reads_next_apart
+            for after, more in zip(successors, going_on, strict=True)
+        ]
+        following = [
+            (successors[row] or turns[row + 1]).observation
+            for row in range(len(turns))
+            if going_on[row] and not inside[row]
+        ]
         next_prompts = self._encode_prompts(following)
         return TokenBatch(
             inputs=inputs,
@@ -240,6 +257,7 @@ class TurnEncoder:
             mask=mask,
             next_positions=torch.tensor([len(prompt.ids) - 1 for prompt in next_prompts], dtype=torch.long),
             has_next=torch.tensor(going_on, dtype=torch.bool),
+            next_in_batch=torch.tensor(inside, dtype=torch.bool),
             reward=torch.tensor([turn.reward for turn in turns], dtype=torch.float32),
             terminated=torch.tensor([turn.terminated for turn in turns], dtype=torch.bool),
             imitate=torch.tensor([turn.imitate for turn in turns], dtype=torch.bool),

@@ -1,4 +1,7 @@
-"""Layers below the first adapted one: with and without the adapter they compute the same, so once is enough."""
+"""Layers below the first adapted one: with and without the adapter they compute the same, so once is enough.
+
+So it is for a pass in training and one in inference, where nothing is dropped out.
+"""
 
 import contextlib
 import functools
@@ -9,8 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
-__all__ = ["layers_below_adapter", "layers_in_order", "noted", "repeated"]
+__all__ = ["drops_out", "layers_below_adapter", "layers_in_order", "noted", "repeated"]
+
+
+def drops_out(model: nn.Module) -> bool:
+    """Whether some part drops something out in training: a layer of dropout, or a probability of its own."""
+    return any(
+        ("drop" in name or (name == "p" and isinstance(part, _DropoutNd))) and isinstance(value, float) and value > 0
+        for part in model.modules()
+        for name, value in vars(part).items()
+    )
 
 
 def layers_in_order(decoder: nn.Module) -> list[nn.Module]:

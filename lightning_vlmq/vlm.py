@@ -22,7 +22,7 @@ from lightning_vlmq.adapters import add_adapter, export
 from lightning_vlmq.adapters import train_language_model as _train
 from lightning_vlmq.compiling import compile_layers
 from lightning_vlmq.families import FAMILIES, Family
-from lightning_vlmq.frozen_layers import layers_below_adapter, noted, repeated
+from lightning_vlmq.frozen_layers import drops_out, layers_below_adapter, noted, repeated
 from lightning_vlmq.language_head import learn_head_output
 from lightning_vlmq.loading import (
     EMBEDDED,
@@ -239,6 +239,11 @@ class VLM(nn.Module):
         finally:
             for part, training in modes.items():
                 part.training = training
+
+    @property
+    def drops_out(self) -> bool:
+        """Whether training drops something out of the language model or the adapter, so that inference differs."""
+        return drops_out(self.hf.get_decoder())
 
     # -- what it computes -----------------------------------------------------------------------------------
 

@@ -1,22 +1,23 @@
 """Offline demonstrations: turns of a store as batches of tokens."""
 
-import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, IterableDataset
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import DataLoader
 
 from lightning_vlmq.augmentation import Augmentation
 from lightning_vlmq.batches import TokenBatch, TurnEncoder
 from lightning_vlmq.collection import collect
 from lightning_vlmq.collectors import Collector
+from lightning_vlmq.datamodules.loaders import loader
+from lightning_vlmq.datamodules.windows import Rows, Window, Windows, read
 from lightning_vlmq.envs.agent import AgentEnv
 from lightning_vlmq.features import FeatureCache
 from lightning_vlmq.prompts import PromptMethod
@@ -24,8 +25,6 @@ from lightning_vlmq.store import TurnStore
 from lightning_vlmq.turns import Turn
 
 __all__ = ["Demonstrations"]
-
-Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Demonstrations(L.LightningDataModule):
@@ -51,6 +50,9 @@ class Demonstrations(L.LightningDataModule):
         temperature: Of the VLM's replies while collecting.
         parallel: Episodes played at once while collecting; a round is four times as many.
         batch_size: Turns a batch, on each device.
+        window: Consecutive turns of an episode that are drawn together, at most: the next turn's state then comes from
+            the same forward pass, and the pass for next turns, without a gradient, reads one prompt a window in place
+            of one a turn. Every turn is drawn as often as before, but those of a batch resemble each other more.
         batches_per_epoch: Batches an epoch, on each device.
         holdout: Share of the episodes kept for validation, the last ones.
         validation_batches: Batches of held-out turns in validation.
@@ -61,7 +63,8 @@ class Demonstrations(L.LightningDataModule):
         seed: Of collection and of the order of batches; ``null`` takes ``seed_everything``'s.
 
     Raises:
-        ValueError: There are no turns and none are to be collected, or a reply that is to be learned cannot be encoded.
+        ValueError: There are no turns and none are to be collected, a reply that is to be learned cannot be encoded, or
+            ``window`` is not from 1 to ``batch_size``.
     """
 
     _needs_turns = True
@@ -79,6 +82,7 @@ class Demonstrations(L.LightningDataModule):
         temperature: float = 1.0,
         parallel: int = 256,
         batch_size: int = 16,
+        window: int = 1,
         batches_per_epoch: int = 250,
         holdout: float = 0.02,
         validation_batches: int = 4,
@@ -89,6 +93,8 @@ class Demonstrations(L.LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
+        if not 1 <= window <= batch_size:
+            raise ValueError(f"window {window}: give a number of turns from 1 to batch_size, {batch_size}")
         self._folder = folder
         self.environment = environment
         self.prompt = prompt or PromptMethod()
@@ -99,6 +105,7 @@ class Demonstrations(L.LightningDataModule):
         self.temperature = temperature
         self.parallel = parallel
         self.batch_size = batch_size
+        self.window = window
         self.batches_per_epoch = batches_per_epoch
         self.holdout = holdout
         self.validation_batches = validation_batches
@@ -108,6 +115,7 @@ class Demonstrations(L.LightningDataModule):
         self.skip_damaged = skip_damaged
         self.seed = seed
         self._drawn = 0
+        self._known: dict[str, Windows] = {}
         self.encoder: TurnEncoder
         self.store: TurnStore
 
@@ -149,6 +157,11 @@ class Demonstrations(L.LightningDataModule):
         """Opens the store and encodes with the fitted module's VLM."""
         self.store = TurnStore(self.folder, skip_damaged=self.skip_damaged)
         self.encoder = self._make_encoder()
+        if self.window > 1 and self.encoder.reads_next_apart:
+            rank_zero_warn(
+                f"window: {self.window} saves nothing: in training the VLM drops out, so next turns are read apart; "
+                f"set vlm.lora_dropout: 0 (and dropout in the model's own configuration), or window: 1"
+            )
         masks = self.store.columns(["imitate", "td"])
         samples = self.store.samples
         samples = samples[(masks["imitate"] | masks["td"])[samples]]  # what neither loss may use is not even encoded
@@ -162,11 +175,11 @@ class Demonstrations(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[TokenBatch]:
         """Batches of shuffled turns, a function of seed, rank and the number of batches drawn before."""
-        return _loader(self._training_batches, self.batches_per_epoch)
+        return loader(self._training_batches, self.batches_per_epoch)
 
     def val_dataloader(self) -> DataLoader[TokenBatch]:
         """Batches of held-out turns, the same each time."""
-        return _loader(self._validation_batches, self.validation_batches)
+        return loader(self._validation_batches, self.validation_batches)
 
     def test_dataloader(self) -> DataLoader[TokenBatch]:
         """As in validation."""
@@ -195,21 +208,23 @@ class Demonstrations(L.LightningDataModule):
     def _draw(self, rows: Rows, part: int, number: int, augmentation: Augmentation | None = None) -> TokenBatch:
         """The batch of that number, counted over all ranks."""
         rng = np.random.default_rng([self.run_seed, part, number])
-        chosen = self._chosen(rows, part, number, rng)
-        turns, successors = ([store[row + step] for store, row in chosen] for step in (0, 1))
+        turns, successors = read(self._chosen(rows, part, number, rng))
         if augmentation is not None:
-            turns, successors = ([_augmented(t, augmentation, rng) for t in part] for part in (turns, successors))
+            turns = [_augmented(turn, augmentation, rng) for turn in turns]
+            successors = [after and _augmented(after, augmentation, rng) for after in successors]
         return self.encoder.batch(turns, successors)
 
-    def _chosen(self, rows: Rows, part: int, number: int, rng: np.random.Generator) -> list[tuple[TurnStore, int]]:
-        """Store and row of each turn of a batch."""
-        return [(self.store, row) for row in rows[self._order(len(rows), part, number)].tolist()]
+    def _chosen(self, rows: Rows, part: int, number: int, rng: np.random.Generator) -> list[Window]:
+        """Windows of a batch: those of a shuffled pass."""
+        windows = self._windows(f"part {part}", self.store, rows)
+        return windows.shuffled(number * self.batch_size, self.batch_size, self.run_seed, part)
 
-    def _order(self, size: int, part: int, number: int) -> Rows:
-        """Positions of a batch's turns: every turn once in each pass, in an order of its own."""
-        passes, places = np.divmod(np.arange(number * self.batch_size, (number + 1) * self.batch_size), size)
-        orders = {n: _permutation(size, self.run_seed, part, n) for n in np.unique(passes).tolist()}
-        return np.array([orders[n][place] for n, place in zip(passes.tolist(), places, strict=True)])
+    def _windows(self, name: str, store: TurnStore, rows: Rows) -> Windows:
+        """Rows in windows, cut anew when there are others under that name."""
+        known = self._known.get(name)
+        if known is None or known.rows is not rows:
+            known = self._known[name] = Windows(store, rows, self.window)
+        return known
 
     def held_out(self, count: int) -> list[tuple[Turn, Turn]]:
         """Held-out turns and the rows after them, spread evenly and the same each time, to look at.
@@ -279,31 +294,6 @@ def spread(length: int, count: int) -> Rows:
     return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(np.int64))
 
 
-@functools.lru_cache(maxsize=4)
-def _permutation(size: int, *seed: int) -> Rows:
-    return np.random.default_rng(seed).permutation(size)
-
-
 def _augmented(turn: Turn, augmentation: Augmentation, rng: np.random.Generator) -> Turn:
     images = tuple(augmentation(image, rng) for image in turn.observation.images)
     return replace(turn, observation=replace(turn.observation, images=images))
-
-
-def _loader(batches: Callable[[], Iterator[TokenBatch]], length: int) -> DataLoader[TokenBatch]:
-    # A generator of its own: a loader draws a number for each epoch, and the global one must stand where it stood when
-    # the epoch before was saved.
-    return DataLoader(_Batches(batches, length), batch_size=None, generator=torch.Generator())
-
-
-class _Batches(IterableDataset[TokenBatch]):
-    """Whole batches, made in the training process: an iterable is never re-sampled by Lightning."""
-
-    def __init__(self, batches: Callable[[], Iterator[TokenBatch]], length: int) -> None:
-        self.batches = batches
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[TokenBatch]:
-        return itertools.islice(self.batches(), self.length)

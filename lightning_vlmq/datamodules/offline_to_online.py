@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from lightning_vlmq.datamodules.demonstrations import Demonstrations, Rows
+from lightning_vlmq.datamodules.demonstrations import Demonstrations
+from lightning_vlmq.datamodules.windows import Rows, Window, drawn
 from lightning_vlmq.experience import ExperienceStore
-from lightning_vlmq.store import TurnStore
 
 __all__ = ["OfflineToOnline"]
 
@@ -68,7 +68,7 @@ class OfflineToOnline(Demonstrations):
             root / f"rank-{rank}", capacity=self.capacity, skip_damaged=self.skip_damaged, writer=str(rank)
         )
 
-    def _chosen(self, rows: Rows, part: int, number: int, rng: np.random.Generator) -> list[tuple[TurnStore, int]]:
+    def _chosen(self, rows: Rows, part: int, number: int, rng: np.random.Generator) -> list[Window]:
         own = self.experience.samples
         held_out = part == 1 and len(rows)
         if not len(own) or held_out:
@@ -79,6 +79,5 @@ class OfflineToOnline(Demonstrations):
                 )
             return super()._chosen(rows, part, number, rng)
         share = len(own) / (len(own) + len(rows)) if self.own_share is None else self.own_share
-        mine = rng.random(self.batch_size) < (share if len(rows) else 1.0)
-        sources = [(self.experience, own) if is_own else (self.store, rows) for is_own in mine.tolist()]
-        return [(store, int(rng.choice(turns))) for store, turns in sources]
+        windows = self._windows("own", self.experience, own), self._windows(f"part {part}", self.store, rows)
+        return drawn(*windows, share if len(rows) else 1.0, self.batch_size, rng)

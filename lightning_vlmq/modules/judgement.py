@@ -1,32 +1,16 @@
 """What a module makes of replies it is shown, token by token: to look at, not to learn from."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_vlmq.losses import Support, token_log_probs
+from lightning_vlmq.batches import TokenBatch
+from lightning_vlmq.losses import action_probability, token_log_probs
+from lightning_vlmq.modules.filtering import Verdict
 
-__all__ = ["CriticJudgement", "Judgement", "Verdict", "language_judgement"]
-
-
-class Verdict(NamedTuple):
-    """What a critic says of a batch's reply tokens, for the losses and for who looks at them; no gradient.
-
-    Attributes:
-        support: Tokens that ``V`` runs over, and their probabilities ``[B, T, S]``.
-        q_a: Values of the reply's tokens ``[B, T]``.
-        adv: Their advantages ``[B, T]``.
-        accepted: Their weights in the language loss ``[B, T]``, the turns' own masks left out.
-        guarded: True if the guard set the threshold, a scalar.
-    """
-
-    support: Support
-    q_a: Tensor
-    adv: Tensor
-    accepted: Tensor
-    guarded: Tensor
+__all__ = ["CriticJudgement", "Judgement", "critic_judgement", "language_judgement"]
 
 
 class CriticJudgement(NamedTuple):
@@ -91,3 +75,31 @@ def language_judgement(logits: Tensor, reply_ids: Tensor, forbidden_ids: Sequenc
     ids = others.topk(alternatives, dim=-1).indices
     found = [token_log_probs(logits, each) for each in ids.unbind(-1)]
     return Judgement(token_log_probs(logits, reply_ids), ids, torch.stack(found, dim=-1))
+
+
+@torch.no_grad()
+def critic_judgement(
+    batch: TokenBatch, verdict: Verdict, others: Tensor, q_others: Tensor, *, imitates: bool, **more: Any
+) -> CriticJudgement:
+    """The critic's part.
+
+    Args:
+        batch: The turns.
+        verdict: What the critic says of their replies.
+        others: The alternatives ``[B, T, K]``.
+        q_others: Their values ``[B, T, K]``.
+        imitates: Whether the actor imitates.
+        **more: ``threshold``, ``r_t`` and ``discount_t`` as they are.
+    """
+    support, q_a, adv, accepted, guarded = verdict
+    return CriticJudgement(
+        q=q_a,
+        v=q_a - adv,
+        share=action_probability(support, batch.reply_ids),
+        advantage=adv,
+        weight=accepted * batch.imitate.unsqueeze(-1) if imitates else None,
+        guarded=guarded,
+        q_alternatives=q_others,
+        share_alternatives=torch.stack([action_probability(support, ids) for ids in others.unbind(-1)], dim=-1),
+        **more,
+    )

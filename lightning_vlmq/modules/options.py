@@ -1,10 +1,12 @@
-"""Checks of a module's options."""
+"""Checks of a module's options and of what a trainer must have beside them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["check_options"]
+from lightning.pytorch.utilities import rank_zero_warn
+
+__all__ = ["check_callbacks", "check_options"]
 
 
 def check_options(hp: Mapping[str, Any]) -> None:
@@ -55,3 +57,15 @@ def check_options(hp: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must be above 0, not {hp[name]}")
     if hp["actor"] == "max_q" and hp["td_weight"] == 0:
         raise ValueError("actor: max_q follows the critic; give td_weight above 0")
+
+
+def check_callbacks(hp: Mapping[str, Any], threshold: float | None, callbacks: Sequence[Any]) -> None:
+    """Refuses to train a critic whose target never moves, and warns of one that is never asked."""
+    scheduled = any(getattr(c, "sets_threshold", False) for c in callbacks)
+    if hp["td_weight"] > 0 and threshold is None and not scheduled:
+        rank_zero_warn("everything is imitated (SFT): give VLMQ a threshold, or the trainer a Schedule of it")
+    if hp["td_weight"] > 0 and not any(getattr(c, "moves_target_critic", False) for c in callbacks):
+        raise ValueError(
+            "VLMQ needs the callback lightning_vlmq.callbacks.TargetCriticEMA (the target critic would never "
+            "move); add it to the trainer's callbacks, or set td_weight: 0 for SFT"
+        )

@@ -9,9 +9,10 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lightning_vlmq.batches import TokenBatch
 from lightning_vlmq.losses import Support
 
-__all__ = ["CriticReplay", "Transitions"]
+__all__ = ["CriticReplay", "Transitions", "transitions"]
 
 
 class Transitions(NamedTuple):
@@ -40,6 +41,45 @@ class Transitions(NamedTuple):
     reward: Tensor
     terminated: Tensor
     weight: Tensor
+
+
+@torch.no_grad()
+def transitions(
+    batch: TokenBatch, states: Tensor, support: Support, apart: tuple[Tensor, Support] | None
+) -> Transitions:
+    """What the critic's loss takes of a batch.
+
+    A next turn in the batch has its first state there, where its reply's first token is predicted (section "One step"
+    of docs/method.md).
+
+    Args:
+        batch: The turns.
+        states: What the critic reads of them ``[B, T, D]``.
+        support: What expectations under pi run over, at each of these states ``[B, T, K]``.
+        apart: The same two of the next turns that were read apart, ``[B', D]`` and ``[B', K]``; ``None`` if none was.
+    """
+    there, others = batch.has_next.nonzero().squeeze(-1), (batch.has_next & ~batch.next_in_batch).nonzero().squeeze(-1)
+
+    def following(of: Tensor, read: Tensor | None) -> Tensor:
+        first = of[:, 0].roll(-1, dims=0)  # of the row behind, whoever's it is
+        if read is not None:
+            first[others] = read.to(first.dtype)
+        return first[there]
+
+    read, read_ids, read_probs = (None, None, None) if apart is None else (apart[0], *apart[1])
+    ids = None if support.ids is None else following(support.ids, read_ids)
+    return Transitions(
+        states=states,
+        support=support,
+        reply_ids=batch.reply_ids,
+        mask=batch.mask,
+        next_states=following(states, read),
+        next_support=Support(ids, following(support.probs, read_probs)),
+        has_next=batch.has_next,
+        reward=batch.reward,
+        terminated=batch.terminated,
+        weight=batch.weight * batch.td,
+    )
 
 
 class CriticReplay:

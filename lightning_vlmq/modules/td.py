@@ -1,4 +1,4 @@
-"""The critic's loss: TD targets of token transitions and, beside those of the step, replayed ones."""
+"""The critic and its loss: TD targets of token transitions and, beside those of the step, replayed ones."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_vlmq.batches import TokenBatch
-from lightning_vlmq.heads import Critic
+from lightning_vlmq.heads import Critic, EmbeddingCritic, MLPCritic
 from lightning_vlmq.losses import (
     action_probability,
     expectation,
@@ -17,8 +17,28 @@ from lightning_vlmq.losses import (
     tree_backup,
 )
 from lightning_vlmq.modules.replay import CriticReplay, Transitions
+from lightning_vlmq.normalisation import PopArt, Standardise
+from lightning_vlmq.vlm import VLM
 
-__all__ = ["TDLearning"]
+__all__ = ["TDLearning", "make_critic"]
+
+
+def make_critic(vlm: VLM, options: Mapping[str, Any]) -> Critic:
+    """The critic and its target.
+
+    Args:
+        vlm: Whose states it reads.
+        options: Of :class:`~lightning_vlmq.modules.vlmq.VLMQ`: ``critic``, ``critic_width``, ``critic_inputs``,
+            ``popart_step`` and ``popart_init``.
+    """
+    size, width, init = vlm.hidden_size, options["critic_width"], options["popart_init"]
+    head: MLPCritic | EmbeddingCritic
+    if options["critic"] == "mlp":
+        head = MLPCritic(size, vlm.vocab_size, width=width)
+    else:
+        head = EmbeddingCritic(size, vlm.token_embeddings().detach(), width=width)
+    popart = PopArt(step=options["popart_step"], init=init or 1.0, enabled=init is not None)
+    return Critic(head, popart, Standardise(size, enabled=options["critic_inputs"] == "standardised"))
 
 
 class TDLearning:

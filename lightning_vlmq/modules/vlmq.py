@@ -4,32 +4,19 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from lightning_vlmq.batches import TokenBatch
-from lightning_vlmq.heads import Critic, EmbeddingCritic, MLPCritic
-from lightning_vlmq.losses import (
-    Support,
-    action_probability,
-    advantage,
-    advantage_filter,
-    afsft_loss,
-    exponential_filter,
-    guarded_threshold,
-    max_q_loss,
-    policy_support,
-    token_log_probs,
-)
+from lightning_vlmq.losses import Support, afsft_loss, max_q_loss, token_log_probs
 from lightning_vlmq.modules.base import AgentModule
 from lightning_vlmq.modules.diagnostics import diagnostics
-from lightning_vlmq.modules.judgement import CriticJudgement, Judgement, Verdict, language_judgement
+from lightning_vlmq.modules.filtering import Verdict, judged, support_of
+from lightning_vlmq.modules.judgement import Judgement, critic_judgement, language_judgement
 from lightning_vlmq.modules.optim import Group, make_optimizer
-from lightning_vlmq.modules.options import check_options
-from lightning_vlmq.modules.replay import Transitions
-from lightning_vlmq.modules.td import TDLearning
-from lightning_vlmq.normalisation import PopArt, Standardise
+from lightning_vlmq.modules.options import check_callbacks, check_options
+from lightning_vlmq.modules.replay import transitions
+from lightning_vlmq.modules.td import TDLearning, make_critic
 from lightning_vlmq.vlm import VLM
 
 __all__ = ["VLMQ"]
@@ -141,13 +128,7 @@ class VLMQ(AgentModule):
             raise ValueError("critic_states: base: vlm.train_language_model leaves no base; take adapted or detached")
         self.threshold = threshold
         self.filter_temperature = filter_temperature
-        head: MLPCritic | EmbeddingCritic
-        if critic == "mlp":
-            head = MLPCritic(vlm.hidden_size, vlm.vocab_size, width=critic_width)
-        else:
-            head = EmbeddingCritic(vlm.hidden_size, vlm.token_embeddings().detach(), width=critic_width)
-        popart = PopArt(step=popart_step, init=popart_init or 1.0, enabled=popart_init is not None)
-        self.critic = Critic(head, popart, Standardise(vlm.hidden_size, enabled=critic_inputs == "standardised"))
+        self.critic = make_critic(vlm, self.hparams)
         self.td = TDLearning(self.critic, self.hparams)
         if td_weight == 0:
             self.critic.requires_grad_(False)
@@ -186,7 +167,7 @@ class VLMQ(AgentModule):
             loss = afsft_loss(log_pi, torch.ones_like(log_pi), batch.mask, imitate_weight)
             return loss, {"loss/actor": loss.detach(), "policy/log_prob": log_pi[batch.mask].mean().detach(), **shown}
 
-        support, q_a, adv, accepted, guarded = self._verdict(batch, heads.states, heads.logits)
+        support, q_a, adv, accepted, guarded = self._verdict(batch, heads)
         if hp["actor"] == "max_q":
             actor = max_q_loss(
                 heads.logits, self.critic.q(heads.states.detach()), batch.mask, imitate_weight * batch.td
@@ -194,7 +175,7 @@ class VLMQ(AgentModule):
         else:
             actor = afsft_loss(log_pi, accepted, batch.mask, imitate_weight)
 
-        seen = self._transitions(batch, heads.states, support)
+        seen = transitions(batch, heads.states, support, self._apart(batch))
         targets = self.td.targets(seen)
         if self.training:
             self.critic.observe(seen.states, targets, seen.mask, seen.weight)
@@ -223,79 +204,37 @@ class VLMQ(AgentModule):
         with self.vlm.inference():
             heads = self(batch)
         found = language_judgement(heads.logits, batch.reply_ids, self.vlm.forbidden_ids, alternatives)
-        support, q_a, adv, accepted, guarded = self._verdict(batch, heads.states, heads.logits)
-        others = found.alternatives
         r_t, discount_t = self.td.rewards_and_discounts(batch)
-        critic = CriticJudgement(
-            q=q_a,
-            v=q_a - adv,
-            share=action_probability(support, batch.reply_ids),
-            advantage=adv,
-            weight=None if hp["actor"] == "max_q" else accepted * batch.imitate.unsqueeze(-1),
+        critic = critic_judgement(
+            batch,
+            self._verdict(batch, heads),
+            found.alternatives,
+            self.critic.q(heads.states, found.alternatives),
+            imitates=hp["actor"] != "max_q",
             threshold=self.threshold,
-            guarded=guarded,
-            q_alternatives=self.critic.q(heads.states, others),
-            share_alternatives=torch.stack([action_probability(support, ids) for ids in others.unbind(-1)], dim=-1),
             r_t=r_t,
             discount_t=discount_t,
         )
         return found._replace(critic=critic)
 
-    @torch.no_grad()
-    def _verdict(self, batch: TokenBatch, states: Tensor, logits: Tensor) -> Verdict:
+    def _verdict(self, batch: TokenBatch, heads: _Heads) -> Verdict:
         """Values, advantages and the filter's weights of the reply's tokens."""
-        support = self._support(logits)
-        q_a = self.critic.q(states, batch.reply_ids.unsqueeze(-1)).squeeze(-1)
-        adv = advantage(q_a, self.critic.q(states, support.ids), support, batch.reply_ids)
-        # the critic has no say on turns that it may not learn from: these are imitated as in SFT
-        judged = batch.mask & batch.td.unsqueeze(-1)
-        accepted, guarded = self._filter(adv, judged)
-        return Verdict(support, q_a, adv, torch.where(judged, accepted, 1.0), guarded)
+        support, threshold = self._support(heads.logits), self.threshold
+        return judged(batch, self.critic, heads.states, support, threshold, self.filter_temperature, self.hparams)
 
     def _support(self, logits: Tensor) -> Support:
-        hp = self.hparams
-        return policy_support(
-            logits,
-            temperature=hp["policy_temperature"],
-            top_k=hp["top_k"],
-            top_p=hp["top_p"],
-            min_p=0.0 if hp["top_k"] is None and hp["top_p"] is None else hp["min_probability"],
-            allowed=self.allowed_tokens,
-        )
-
-    def _filter(self, adv: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights of the tokens in the language loss ``[B, T]`` and whether the guard set the threshold."""
-        hp = self.hparams
-        never = torch.zeros((), dtype=torch.bool, device=adv.device)
-        if self.threshold is None:
-            return advantage_filter(adv, None), never
-        if hp["filter"] == "exponential":
-            return exponential_filter(adv, self.filter_temperature, hp["filter_clip"]), never
-        threshold, engaged = guarded_threshold(adv, mask, self.threshold, hp["min_pass_rate"])
-        return advantage_filter(adv, threshold), engaged
+        return support_of(logits, self.allowed_tokens, self.hparams)
 
     @torch.no_grad()
-    def _transitions(self, batch: TokenBatch, states: Tensor, support: Support) -> Transitions:
-        """What the critic's loss takes of a batch; the next turns' states come from the VLM in inference mode."""
-        next_states = states.new_zeros(0, states.shape[-1])
-        following = Support(None if support.ids is None else support.ids[:0, 0], support.probs[:0, 0])
-        if batch.has_next.any() or self.in_shards:  # a rank without a next turn holds parts that others ask for
-            with self.vlm.inference():
-                hidden, read = self._hidden(batch.next_inputs if batch.has_next.any() else batch.inputs)
-            rows = torch.arange(len(batch.next_positions), device=hidden.device), batch.next_positions
-            next_states, following = read[rows], self._support(self.vlm.logits(hidden[rows]))
-        return Transitions(
-            states=states,
-            support=support,
-            reply_ids=batch.reply_ids,
-            mask=batch.mask,
-            next_states=next_states,
-            next_support=following,
-            has_next=batch.has_next,
-            reward=batch.reward,
-            terminated=batch.terminated,
-            weight=batch.weight * batch.td,
-        )
+    def _apart(self, batch: TokenBatch) -> tuple[Tensor, Support] | None:
+        """First states and support of the next turns that the batch does not hold, from a pass in inference mode."""
+        found = len(batch.next_positions)
+        if not found and not self.in_shards:  # else a rank that needs none holds parts that others ask for
+            return None
+        with self.vlm.inference():
+            hidden, read = self._hidden(batch.next_inputs if found else batch.inputs)
+        rows = torch.arange(found, device=hidden.device), batch.next_positions
+        return read[rows], self._support(self.vlm.logits(hidden[rows]))
 
     # -- checkpoints ----------------------------------------------------------------------------------------
 
@@ -336,15 +275,7 @@ class VLMQ(AgentModule):
 
     def on_fit_start(self) -> None:
         """Refuses to train a critic whose target never moves, and warns of one that is never asked."""
-        callbacks: list[Any] = list(self.trainer.callbacks)  # type: ignore[attr-defined]
-        scheduled = any(getattr(c, "sets_threshold", False) for c in callbacks)
-        if self.hparams["td_weight"] > 0 and self.threshold is None and not scheduled:
-            rank_zero_warn("everything is imitated (SFT): give VLMQ a threshold, or the trainer a Schedule of it")
-        if self.hparams["td_weight"] > 0 and not any(getattr(c, "moves_target_critic", False) for c in callbacks):
-            raise ValueError(
-                "VLMQ needs the callback lightning_vlmq.callbacks.TargetCriticEMA (the target critic would never "
-                "move); add it to the trainer's callbacks, or set td_weight: 0 for SFT"
-            )
+        check_callbacks(self.hparams, self.threshold, self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Behind a step the critic's statistics take in its batches at once: 8 x 1 accumulated equals 1 x 8."""

@@ -8,6 +8,7 @@ runs the layers below it once for both passes; ``base, all twice`` is what it wo
 
 import argparse
 import time
+from collections.abc import Sequence
 from statistics import median
 from tempfile import TemporaryDirectory
 
@@ -45,8 +46,13 @@ def main() -> None:
             module.zero_grad()
     print("| | seconds, median | times `adapted`: median (least, most) |\n|---|---|---|")
     for name, found in times.items():
-        ratios = [one / other for one, other in zip(found, times["adapted"], strict=True)]
-        print(f"| {name} | {median(found):.3f} | {median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f}) |")
+        print(f"| {name} | {median(found):.3f} | {ratios(found, times['adapted'])} |")
+
+
+def ratios(found: Sequence[float], others: Sequence[float]) -> str:
+    """Median, least and most of the ratios of two rows of times, pair by pair."""
+    each = [one / other for one, other in zip(found, others, strict=True)]
+    return f"{median(each):.2f} ({min(each):.2f}, {max(each):.2f})"
 
 
 def some_turns(encoder: TurnEncoder, count: int) -> TokenBatch:

@@ -10,7 +10,6 @@ costs without a critic (``td_weight: 0``).
 
 import argparse
 import time
-from collections.abc import Sequence
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.base_states import ratios
 from lightning_vlmq import VLM, VLMQ, TurnStore
 from lightning_vlmq.batches import TokenBatch, TurnEncoder
 from lightning_vlmq.collection import collect
@@ -71,12 +71,6 @@ def a_step(module: VLMQ, batch: TokenBatch) -> float:
     loss, _ = module.losses(batch)
     loss.backward()  # type: ignore[no-untyped-call]
     return time.process_time() - start
-
-
-def ratios(found: Sequence[float], others: Sequence[float]) -> str:
-    """Median, least and most of the ratios of two rows of times, pair by pair."""
-    each = [one / other for one, other in zip(found, others, strict=True)]
-    return f"{median(each):.2f} ({min(each):.2f}, {max(each):.2f})"
 
 
 def some_batches(encoder: TurnEncoder, env: Any, folder: str, turns: int, batches: int) -> dict[int, list[TokenBatch]]:

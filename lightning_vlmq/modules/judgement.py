@@ -1,7 +1,7 @@
 """What a module makes of replies it is shown, token by token: to look at, not to learn from."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,7 +79,15 @@ def language_judgement(logits: Tensor, reply_ids: Tensor, forbidden_ids: Sequenc
 
 @torch.no_grad()
 def critic_judgement(
-    batch: TokenBatch, verdict: Verdict, others: Tensor, q_others: Tensor, *, imitates: bool, **more: Any
+    batch: TokenBatch,
+    verdict: Verdict,
+    others: Tensor,
+    q_others: Tensor,
+    *,
+    imitates: bool,
+    threshold: float | None,
+    r_t: Tensor,
+    discount_t: Tensor,
 ) -> CriticJudgement:
     """The critic's part.
 
@@ -89,7 +97,9 @@ def critic_judgement(
         others: The alternatives ``[B, T, K]``.
         q_others: Their values ``[B, T, K]``.
         imitates: Whether the actor imitates.
-        **more: ``threshold``, ``r_t`` and ``discount_t`` as they are.
+        threshold: Of the filter.
+        r_t: Rewards of the token transitions ``[B, T]``.
+        discount_t: Their discounts ``[B, T]``.
     """
     support, q_a, adv, accepted, guarded = verdict
     return CriticJudgement(
@@ -101,5 +111,7 @@ def critic_judgement(
         guarded=guarded,
         q_alternatives=q_others,
         share_alternatives=torch.stack([action_probability(support, ids) for ids in others.unbind(-1)], dim=-1),
-        **more,
+        threshold=threshold,
+        r_t=r_t,
+        discount_t=discount_t,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from attached import attach
 
 from lightning_vlmq import VLM, VLMQ, AgentEnv, Demonstrations, RandomZoomOut, TurnEncoder, TurnStore, collect
 from lightning_vlmq.envs import NumberLine
@@ -14,20 +15,6 @@ from lightning_vlmq.policy import ExpertPolicy, RandomPolicy
 from lightning_vlmq.relabelling import relabel
 from lightning_vlmq.rollout import play
 from lightning_vlmq.turns import Episode, Observation, Turn
-
-
-def _attach(data: Demonstrations, vlm: VLM) -> Demonstrations:
-    """What a Trainer would do, without one."""
-    data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        lightning_module=SimpleNamespace(vlm=vlm),
-        global_rank=0,
-        world_size=1,
-        strategy=SimpleNamespace(root_device="cpu"),
-        default_root_dir=".",
-    )
-    data.prepare_data()
-    data.setup("fit")
-    return data
 
 
 def _data(folder: Path, **options: Any) -> Demonstrations:
@@ -51,7 +38,7 @@ def _drawn(data: Demonstrations, batches: int) -> list[tuple[str, int]]:
 
 
 def test_every_turn_is_drawn_once_in_each_pass(vlm: VLM, tmp_path: Path) -> None:
-    data = _attach(_data(tmp_path, turns=1, holdout=0.0), vlm)
+    data = attach(_data(tmp_path, turns=1, holdout=0.0), vlm)
     data.training_rows = data.training_rows[:42]  # batches of 8 do not divide it
     drawn = _drawn(data, 21)
     passes = [drawn[start : start + 42] for start in range(0, 168, 42)]
@@ -64,7 +51,7 @@ def test_every_turn_is_drawn_once_in_each_pass(vlm: VLM, tmp_path: Path) -> None
 def test_ranks_share_a_pass(vlm: VLM, tmp_path: Path) -> None:
     drawn = []
     for rank in range(2):
-        data = _attach(_data(tmp_path, turns=1, holdout=0.0), vlm)
+        data = attach(_data(tmp_path, turns=1, holdout=0.0), vlm)
         data.training_rows = data.training_rows[:48]
         data.trainer.global_rank, data.trainer.world_size = rank, 2  # type: ignore[union-attr,misc]
         drawn += _drawn(data, 3)
@@ -72,7 +59,7 @@ def test_ranks_share_a_pass(vlm: VLM, tmp_path: Path) -> None:
 
 
 def test_batches_are_a_function_of_the_seed_and_their_number(vlm: VLM, tmp_path: Path) -> None:
-    one, two = _attach(_data(tmp_path), vlm), _attach(_data(tmp_path), vlm)
+    one, two = attach(_data(tmp_path), vlm), attach(_data(tmp_path), vlm)
     first = [batch.reward.tolist() for batch, _ in zip(one._training_batches(), range(4), strict=False)]
     two.load_state_dict({"drawn": 2})
     resumed = [batch.reward.tolist() for batch, _ in zip(two._training_batches(), range(2), strict=False)]
@@ -81,7 +68,7 @@ def test_batches_are_a_function_of_the_seed_and_their_number(vlm: VLM, tmp_path:
 
 
 def test_held_out_episodes_are_whole_and_apart(vlm: VLM, tmp_path: Path) -> None:
-    data = _attach(_data(tmp_path, holdout=0.3), vlm)
+    data = attach(_data(tmp_path, holdout=0.3), vlm)
     episodes = data.store.columns(["episode"])["episode"]
     training = {episodes[row] for row in data.training_rows}
     held_out = {episodes[row] for row in data.validation_rows}
@@ -92,7 +79,7 @@ def test_held_out_episodes_are_whole_and_apart(vlm: VLM, tmp_path: Path) -> None
 
 
 def test_turns_to_look_at_are_held_out_ones_spread_evenly(vlm: VLM, tmp_path: Path) -> None:
-    data = _attach(_data(tmp_path, turns=1), vlm)
+    data = attach(_data(tmp_path, turns=1), vlm)
     data.validation_rows = data.training_rows[[5, 7, 9, 20, 30]]
     shown = [(turn.episode, turn.index) for turn, _ in data.held_out(3)]
     assert shown == [
@@ -109,15 +96,15 @@ def test_turns_to_look_at_are_held_out_ones_spread_evenly(vlm: VLM, tmp_path: Pa
 
 def test_no_turns_and_nothing_to_collect_is_named(vlm: VLM, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no turns to train on; run `vlmq collect`"):
-        _attach(Demonstrations(str(tmp_path / "empty"), turns=0), vlm)
+        attach(Demonstrations(str(tmp_path / "empty"), turns=0), vlm)
 
 
 def test_collected_turns_are_taken_as_they_are_on_request(vlm: VLM, encoder: TurnEncoder, tmp_path: Path) -> None:
     collect(AgentEnv(NumberLine()), encoder, tmp_path, turns=5, mixture={"random": 1.0}, parallel=2)
     with pytest.raises(ValueError, match=r"with turns = 5, not 120; .* set data.turns: 0 to train on them as they are"):
-        _attach(_data(tmp_path), vlm)
+        attach(_data(tmp_path), vlm)
     for data in (_data(tmp_path, turns=0), Demonstrations(str(tmp_path))):
-        assert len(_attach(data, vlm).training_rows) > 5
+        assert len(attach(data, vlm).training_rows) > 5
 
 
 def test_replies_that_cannot_be_learned_are_named_before_the_fit(vlm: VLM, env: AgentEnv, tmp_path: Path) -> None:
@@ -127,14 +114,14 @@ def test_replies_that_cannot_be_learned_are_named_before_the_fit(vlm: VLM, env: 
             turns = [t if t.reply is None else dataclasses.replace(t, reply=reply) for t in episode.turns]
             store.append(Episode(tuple(turns)))
     with pytest.raises(ValueError, match=rf"{tmp_path}: turn 0 of .*: the reply has \d+ tokens, the limit is 12"):
-        _attach(Demonstrations(str(tmp_path), env, max_reply_tokens=12), vlm)
+        attach(Demonstrations(str(tmp_path), env, max_reply_tokens=12), vlm)
 
 
 def test_so_are_those_that_our_tokenizer_made(vlm: VLM, encoder: TurnEncoder, tmp_path: Path) -> None:
     """The VLM's replies are cut at 24 tokens."""
     collect(AgentEnv(NumberLine()), encoder, tmp_path, turns=5, mixture={"base": 1.0}, parallel=2)
     with pytest.raises(ValueError, match=r"turn \d of episode .*: the reply has \d+ tokens, the limit is 3"):
-        _attach(Demonstrations(str(tmp_path), max_reply_tokens=3), vlm)
+        attach(Demonstrations(str(tmp_path), max_reply_tokens=3), vlm)
 
 
 def test_turns_of_another_model_train_ours(vlm: VLM, encoder: TurnEncoder, env: AgentEnv, tmp_path: Path) -> None:
@@ -147,7 +134,7 @@ def test_turns_of_another_model_train_ours(vlm: VLM, encoder: TurnEncoder, env: 
         ]
         store.append(dataclasses.replace(episode, turns=tuple(turns)))
     store.flush()
-    data = _attach(Demonstrations(str(tmp_path), turns=0, batch_size=4, seed=0), vlm)
+    data = attach(Demonstrations(str(tmp_path), turns=0, batch_size=4, seed=0), vlm)
     batch = next(data._training_batches())
     texts = {vlm.tokenizer.decode(row[keep][:-1]) for row, keep in zip(batch.reply_ids, batch.mask, strict=True)}
     assert texts <= {"[action] +", "[action] -"}
@@ -160,7 +147,7 @@ def test_masks_alone_turn_the_data_into_sft_on_good_episodes(vlm: VLM, env: Agen
     store.flush()
     good = {e.turns[0].episode for e in store.episodes() if e.env_return > 0}
     relabel(store, tmp_path / "good", lambda t: dataclasses.replace(t, imitate=t.episode in good, td=False))
-    data = _attach(Demonstrations(str(tmp_path / "good"), turns=0, batch_size=32, seed=0), vlm)
+    data = attach(Demonstrations(str(tmp_path / "good"), turns=0, batch_size=32, seed=0), vlm)
     batch = next(data._training_batches())
     assert not batch.td.any()
     assert batch.imitate.all()
@@ -170,7 +157,7 @@ def test_masks_alone_turn_the_data_into_sft_on_good_episodes(vlm: VLM, env: Agen
 def test_augmentation_changes_training_pictures_only(vlm: VLM, tmp_path: Path) -> None:
     zoom = RandomZoomOut((0.5, 0.8), p=0.7, variants=8)
     plain, changed, again = (
-        _attach(_data(tmp_path, augmentation=augmentation), vlm) for augmentation in (None, zoom, zoom)
+        attach(_data(tmp_path, augmentation=augmentation), vlm) for augmentation in (None, zoom, zoom)
     )
 
     def features(batches: Any) -> list[Any]:
@@ -203,7 +190,7 @@ def test_damaged_shards_are_skipped_and_their_episodes_played_anew(
     assert {e.turns[0].episode for e in again.episodes()} == names
     # through the DataModule, as the message advises
     with pytest.warns(UserWarning, match=shard.name):
-        data = _attach(_data(tmp_path, turns=150, parallel=4, skip_damaged=True), vlm)
+        data = attach(_data(tmp_path, turns=150, parallel=4, skip_damaged=True), vlm)
     assert len(data.store.skipped) == 1
     assert next(data._training_batches()).mask.any()
 
@@ -215,7 +202,7 @@ def test_turns_that_no_loss_may_use_are_not_even_encoded(vlm: VLM, env: AgentEnv
     with TurnStore(tmp_path) as store:
         for episode in play(env, [RandomPolicy()], range(20)):
             store.append(Episode((*(too_long(turn) for turn in episode.turns[:-1]), episode.turns[-1])))
-    data = _attach(Demonstrations(str(tmp_path), turns=0, batch_size=64, holdout=0.0, seed=0), vlm)
+    data = attach(Demonstrations(str(tmp_path), turns=0, batch_size=64, holdout=0.0, seed=0), vlm)
     assert 0 < len(data.training_rows) < len(data.store.samples)
     assert next(data._training_batches()).mask.any()
 
@@ -230,7 +217,7 @@ def test_instructions_without_reward_train_beside_played_turns(vlm: VLM, env: Ag
         for number in range(20):
             rows = (dataclasses.replace(row, episode=f"i-{number}") for row in (answer, after))
             store.append(Episode(tuple(rows)))
-    data = _attach(Demonstrations(str(tmp_path), batch_size=32, holdout=0.0, seed=0), vlm)
+    data = attach(Demonstrations(str(tmp_path), batch_size=32, holdout=0.0, seed=0), vlm)
     batch = next(data._training_batches())
     told = ~batch.td
     assert told.any()

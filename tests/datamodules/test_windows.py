@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attached import attach
 
 from lightning_vlmq import VLM, AgentEnv, Demonstrations, OfflineToOnline
 from lightning_vlmq.datamodules.windows import Window, Windows, drawn
@@ -117,17 +118,7 @@ def test_without_demonstrations_all_turns_are_own() -> None:
 
 def _data(vlm: VLM, folder: Path, **options: Any) -> Demonstrations:
     settings: dict[str, Any] = {"turns": 60, "mixture": {"random": 1.0}, "batch_size": 8, "seed": 3} | options
-    data = Demonstrations(str(folder), AgentEnv(NumberLine()), **settings)
-    data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        lightning_module=SimpleNamespace(vlm=vlm),
-        global_rank=0,
-        world_size=1,
-        strategy=SimpleNamespace(root_device="cpu"),
-        default_root_dir=".",
-    )
-    data.prepare_data()
-    data.setup("fit")
-    return data
+    return attach(Demonstrations(str(folder), AgentEnv(NumberLine()), **settings), vlm)
 
 
 def test_batches_of_windows_and_a_resumed_run(vlm: VLM, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Where a model is found, how it is loaded, and how its weights are told apart."""
 
 import hashlib
+import importlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
+    PreTrainedConfig,
 )
 
 from lightning_vlmq.shapes import made_of_shapes, network_of_shapes, without_numbers
@@ -30,6 +32,12 @@ __all__ = [
 EMBEDDED = Path(__file__).parent / "embedded"
 """Folder of the small VLM that comes with the package; ``name="embedded"`` means this one."""
 
+_FOREIGN = {"moondream2": "lightning_vlmq.foreign.moondream2", "xgen_mm": "lightning_vlmq.foreign.xgen_mm"}
+"""Modules that make models known to transformers, which lacks them, by ``model_type``."""
+
+_AS_PUBLISHED = {"moondream1": "moondream2", "xgenmm": "xgen_mm"}
+"""The same models by the ``model_type`` under which they are published, with code that is never run."""
+
 
 def locate(name: str) -> str:
     """Folder or hub name of a model; refuses what surely is none before the network is tried."""
@@ -43,10 +51,21 @@ def locate(name: str) -> str:
     else:
         source = name
     try:
-        config = AutoConfig.from_pretrained(source)
+        kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type", "")
+        if kind in _FOREIGN:
+            importlib.import_module(_FOREIGN[kind]).register()
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"vlm.name: cannot load {name!r} ({reason}); give a model folder or a hub name") from None
+    except ValueError:  # no such architecture, or code of its own
+        remedy = (
+            f"convert it by python -m lightning_vlmq.foreign.{_AS_PUBLISHED.get(kind)}_weights and give that folder"
+        )
+        raise ValueError(
+            f"vlm.name: transformers has no model of type {kind!r}, which {name!r} is; "
+            f"{remedy if kind in _AS_PUBLISHED else 'choose another, or write it (docs/models.md)'}"
+        ) from None
     if not hasattr(config, "vision_config"):
         raise ValueError(f"vlm.name: {name!r} ({config.model_type}) has no image input; choose a vision-language model")
     return source

@@ -4,6 +4,8 @@ No published weights were run. The checks of all families run on both, too (``te
 """
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +21,9 @@ from torch import Tensor
 from transformers.models.idefics.perceiver import IdeficsPerceiverResampler
 
 from lightning_vlmq.batches import TurnEncoder
-from lightning_vlmq.foreign.moondream2 import MARGIN, Moondream2, tiling
-from lightning_vlmq.foreign.xgen_mm import XGenMM, _not_padded
+from lightning_vlmq.foreign.moondream2 import MARGIN, tiling
+from lightning_vlmq.foreign.xgen_mm import _not_padded
+from lightning_vlmq.loading import locate
 from lightning_vlmq.vlm import VLM
 
 
@@ -39,13 +42,13 @@ def moondream_weights() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def moondream(moondream_weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> VLM:
-    return Moondream2(saved(tiny.moondream2(moondream_weights), tmp_path_factory.mktemp("moondream2")), lora_rank=0)
+    return VLM(saved(tiny.moondream2(moondream_weights), tmp_path_factory.mktemp("moondream2")), lora_rank=0)
 
 
 @pytest.fixture(scope="module")
 def xgen(tmp_path_factory: pytest.TempPathFactory) -> VLM:
     torch.manual_seed(0)
-    return XGenMM(saved(tiny.xgen_mm(), tmp_path_factory.mktemp("xgen_mm")), lora_rank=0)
+    return VLM(saved(tiny.xgen_mm(), tmp_path_factory.mktemp("xgen_mm")), lora_rank=0)
 
 
 @torch.no_grad()
@@ -167,3 +170,29 @@ def test_xgen_mm_keeps_the_tokens_that_count_and_its_own() -> None:
     fewer = {name: weight for name, weight in weights.items() if "to_kv" not in name}
     with pytest.raises(ValueError, match=r"the weights are not those of xGen-MM v1\.5: .*to_kv"):
         tiny.xgen_mm(fewer)
+
+
+def test_folders_of_both_are_known_by_their_name_alone(moondream: VLM, xgen: VLM) -> None:
+    code = """
+import sys
+from lightning_vlmq import VLM
+for name in sys.argv[1:]:
+    print(VLM(name, lora_rank=0).hf.config.model_type)
+"""
+    # a process of its own: in this one the helpers have made them known
+    done = subprocess.run([sys.executable, "-c", code, moondream.name, xgen.name], capture_output=True, text=True)
+    assert done.stdout.split() == ["moondream2", "xgen_mm"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ('{"model_type": "moondream1", "auto_map": {"AutoConfig": "x.C"}}', r"convert it by .*moondream2_weights"),
+        ('{"model_type": "xgenmm"}', r"convert it by .*xgen_mm_weights"),
+        ('{"model_type": "none_such"}', r"no model of type 'none_such', .*; choose another"),
+    ],
+)
+def test_models_that_transformers_lacks_are_refused_with_a_remedy(tmp_path: Path, config: str, said: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ValueError, match=said):
+        locate(str(tmp_path))

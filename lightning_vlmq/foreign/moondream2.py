@@ -27,10 +27,8 @@ from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.masking_utils import create_causal_mask
 
 from lightning_vlmq.foreign.body import ForeignConfig, ForeignForConditionalGeneration, ForeignModel
-from lightning_vlmq.vlm import VLM
 
 __all__ = [
-    "Moondream2",
     "Moondream2Config",
     "Moondream2ForConditionalGeneration",
     "Moondream2ImageProcessor",
@@ -175,19 +173,6 @@ class Moondream2ForConditionalGeneration(ForeignForConditionalGeneration):  # ty
 
     config: Moondream2Config
     body = Moondream2Model
-
-
-class Moondream2(VLM):
-    """MoonDream2 from a folder that ``moondream2_weights.py`` wrote; one picture a prompt, in front of the text.
-
-    Args:
-        name: The folder.
-        options: Of :class:`~lightning_vlmq.VLM`.
-    """
-
-    def __init__(self, name: str, **options: Any) -> None:
-        register()
-        super().__init__(name, **options)
 
 
 def register() -> None:

@@ -21,9 +21,8 @@ from transformers import (
 from transformers.image_processing_utils import select_best_resolution
 
 from lightning_vlmq.foreign.body import ForeignConfig, ForeignForConditionalGeneration, ForeignModel
-from lightning_vlmq.vlm import VLM
 
-__all__ = ["XGenMM", "XGenMMConfig", "XGenMMForConditionalGeneration", "XGenMMProcessor", "grids", "register"]
+__all__ = ["XGenMMConfig", "XGenMMForConditionalGeneration", "XGenMMProcessor", "grids", "register"]
 
 
 def grids(side: int) -> list[list[int]]:
@@ -165,19 +164,6 @@ class XGenMMForConditionalGeneration(ForeignForConditionalGeneration):  # type: 
 
     config: XGenMMConfig
     body = XGenMMModel
-
-
-class XGenMM(VLM):
-    """xGen-MM from a folder that ``xgen_mm_weights.py`` wrote.
-
-    Args:
-        name: The folder.
-        options: Of :class:`~lightning_vlmq.VLM`.
-    """
-
-    def __init__(self, name: str, **options: Any) -> None:
-        register()
-        super().__init__(name, **options)
 
 
 def register() -> None:

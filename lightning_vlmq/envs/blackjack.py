@@ -7,16 +7,14 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from PIL import Image
 
-from lightning_vlmq.envs.cards import RANKS, SUITS, draw_back, draw_card
+from lightning_vlmq.envs.cards import RANKS, SUITS, on_table, table
 from lightning_vlmq.envs.pictures import Picture
 from lightning_vlmq.parsing import exact_match
 
 __all__ = ["Blackjack", "BlackjackState", "card_layout", "card_value", "hand_value", "optimal_action"]
 
 _SIZE = 300
-_GREEN = (0x35, 0x65, 0x4D)
 _GAP = 6
 _DEALER_Y = 8
 _PLAYER_Y = 118
@@ -126,14 +124,14 @@ class Blackjack(gym.Env[Picture, np.int64]):
 
     def render(self) -> Picture:
         """Draw the state, ``[300, 300, 3]``; the dealer's second card stays covered."""
-        picture = _table().copy()
+        picture = table(_SIZE).copy()
         if self._dealer:
             places, (width, height) = card_layout(2)
             for face, (x, _) in zip((self._dealer[0], None), places, strict=True):
-                picture[_DEALER_Y : _DEALER_Y + height, x : x + width] = _sprite(face, width, height)
+                picture[_DEALER_Y : _DEALER_Y + height, x : x + width] = on_table(face, width, height)
         places, (width, height) = card_layout(len(self._player))
         for card, (x, y) in zip(self._player, places, strict=True):
-            picture[y : y + height, x : x + width] = _sprite(card, width, height)
+            picture[y : y + height, x : x + width] = on_table(card, width, height)
         return picture
 
     def images(self) -> tuple[Picture, ...]:
@@ -240,18 +238,3 @@ def card_layout(count: int) -> tuple[tuple[tuple[int, int], ...], tuple[int, int
 
 def _total(cards: list[Card]) -> int:
     return hand_value(card_value(card.rank) for card in cards)[0]
-
-
-@functools.cache
-def _table() -> Picture:
-    """Return the empty green table."""
-    return np.full((_SIZE, _SIZE, 3), _GREEN, np.uint8)
-
-
-@functools.cache
-def _sprite(card: Card | None, width: int, height: int) -> Picture:
-    """Draw a card (``None``: its back) upon the table's green, once."""
-    image = draw_back(width, height) if card is None else draw_card(*card, width, height)
-    table = Image.new("RGBA", image.size, _GREEN)
-    table.alpha_composite(image)
-    return np.asarray(table.convert("RGB"), dtype=np.uint8)

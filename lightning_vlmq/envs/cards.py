@@ -6,9 +6,12 @@ four times too large and shrunk once, so that edges are smooth, and every size i
 
 import functools
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["RANKS", "SUITS", "draw_back", "draw_card"]
+from lightning_vlmq.envs.pictures import Picture
+
+__all__ = ["RANKS", "SUITS", "draw_back", "draw_card", "on_table", "table"]
 
 RANKS = ("A", "2", "3", "4", "5", "6", "7", "8", "9", "10", "J", "Q", "K")
 """Ranks that can be drawn."""
@@ -17,6 +20,7 @@ SUITS = ("clubs", "diamonds", "hearts", "spades")
 """Suits that can be drawn."""
 
 _SCALE = 4
+_GREEN = (0x35, 0x65, 0x4D)
 _RED = (200, 16, 32)
 _BLACK = (16, 16, 16)
 _EDGE = (90, 90, 90)
@@ -79,6 +83,27 @@ def draw_back(width: int = 60, height: int = 84) -> Image.Image:
     ImageDraw.Draw(mask).rounded_rectangle((rim, rim, big_width - rim, big_height - rim), rim, fill=255)
     image.paste(lattice, (0, 0), mask)
     return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+@functools.cache
+def table(side: int) -> Picture:
+    """Return an empty green table, ``[side, side, 3]``, shared between callers."""
+    return np.full((side, side, 3), _GREEN, np.uint8)
+
+
+@functools.cache
+def on_table(card: tuple[str, str] | None, width: int, height: int) -> Picture:
+    """Draw a card upon the table's green, ``[height, width, 3]``, once; it is shared between callers.
+
+    Args:
+        card: Rank and suit; ``None`` for its back.
+        width: In pixels.
+        height: In pixels.
+    """
+    image = draw_back(width, height) if card is None else draw_card(*card, width, height)
+    green = Image.new("RGBA", image.size, _GREEN)
+    green.alpha_composite(image)
+    return np.asarray(green.convert("RGB"), dtype=np.uint8)
 
 
 def _blank(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:

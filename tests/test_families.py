@@ -4,48 +4,38 @@ import dataclasses
 import io
 import subprocess
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-import numpy as np
 import peft
 import pytest
 import torch
+from family_turns import (
+    CLOSE,
+    HIGH,
+    OBSERVATIONS,
+    SHOWN,
+    SMALL,
+    SQUARE,
+    WIDE,
+    adapted,
+    fit,
+    hidden,
+    live,
+    pairs,
+    played_and_trained,
+)
 from PIL import Image
 from tiny_families import FAMILIES, build
 from torch import Tensor
-from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from lightning_vlmq import VLMQ, TargetCriticEMA
-from lightning_vlmq.agreement import _differences
+from lightning_vlmq import VLMQ
 from lightning_vlmq.batches import TokenBatch, TurnEncoder
 from lightning_vlmq.features import FeatureCache
-from lightning_vlmq.policy import Reply, VLMPolicy
 from lightning_vlmq.prompts import PromptMethod
-from lightning_vlmq.turns import Observation, Turn
 from lightning_vlmq.vlm import VLM
-
-CLOSE = {"atol": 1e-4, "rtol": 1e-4}
-
-
-def png(width: int, height: int) -> bytes:
-    noise = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(noise).save(file, "PNG")
-    return file.getvalue()
-
-
-SMALL, SQUARE, WIDE, HIGH = png(24, 20), png(64, 64), png(90, 40), png(40, 100)
-SHOWN = {"one": (SQUARE,), "wide": (WIDE,), "small": (SMALL,), "several": (HIGH, SQUARE, WIDE), "none": ()}
-OBSERVATIONS = [
-    Observation(text="\n" * index + f"Current is {index}.", images=images, objective="Make Current equal to Target.")
-    for index, images in enumerate(SHOWN.values())
-]
-REPLIES = ["[action] +", "[action] -", "[action] up and down", "+", "no"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -58,16 +48,6 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(FAMILIES[name], tmp_path_factory.mktemp(name))
-
-
-def adapted(folder: Path, **options: Any) -> VLM:
-    """The family's VLM with an adapter that matters."""
-    torch.manual_seed(1)
-    vlm = VLM(str(folder), **{"lora_rank": 2, "lora_alpha": 4, **options})
-    for parameter_name, parameter in vlm.named_parameters():
-        if "lora_B" in parameter_name:
-            torch.nn.init.normal_(parameter, std=0.05)
-    return vlm
 
 
 @pytest.fixture(scope="module")
@@ -85,45 +65,12 @@ def batch(encoder: TurnEncoder) -> TokenBatch:
     return encoder.batch(*pairs())
 
 
-def pairs(observations: Sequence[Observation] = OBSERVATIONS) -> tuple[list[Turn], list[Turn]]:
-    turns = [
-        Turn("env", "e", index, observation, reply=reply, reward=float(index))
-        for index, (observation, reply) in enumerate(zip(observations, REPLIES, strict=True))
-    ]
-    return turns, [Turn("env", "e", 9, observation) for observation in reversed(observations)]
-
-
-def live(encoder: TurnEncoder, observation: Observation) -> dict[str, Tensor]:
-    """What the family's own processor makes of a prompt and its pictures."""
-    processor = encoder.vlm.processor
-    pictures = [Image.open(io.BytesIO(image)) for image in observation.images]
-    if "PaliGemma" in type(processor).__name__:  # writes the prompt's frame by itself
-        text = "<image>" * len(pictures) + encoder.prompt.text(observation)
-        inputs = processor(text=[text], images=[pictures], return_tensors="pt")
-    else:
-        content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
-        content.append({"type": "text", "text": encoder.prompt.text(observation)})
-        inputs = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-    return {key: value for key, value in inputs.items() if key not in ("labels", "num_patches")}
-
-
 def with_reply(inputs: dict[str, Tensor], ids: list[int], reply_type: int) -> dict[str, Tensor]:
     values = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
     for key in ("token_type_ids", "mm_token_type_ids"):
         if key in inputs:
             values[key] = torch.full((1, len(ids)), reply_type)
     return inputs | {key: torch.cat([inputs[key], value], dim=1) for key, value in values.items()}
-
-
-@torch.no_grad()
-def hidden(vlm: VLM, inputs: dict[str, Tensor]) -> Tensor:
-    return vlm.hidden(inputs)
 
 
 def test_prompts_and_replies_are_read_as_the_model_itself_does(
@@ -184,19 +131,6 @@ def test_batched_generation_equals_one_by_one(encoder: TurnEncoder) -> None:
     assert [each.ids for each in together] == [each.ids for each in alone]
     for one, other in zip(together, alone, strict=True):
         assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
-
-
-def played_and_trained(
-    encoder: TurnEncoder, observations: Sequence[Observation] = OBSERVATIONS, **options: Any
-) -> tuple[list[Reply], Tensor]:
-    """Replies, and how far training's log-probabilities are from those of the rollout."""
-    turns, successors = pairs(observations)
-    said = VLMPolicy(encoder, seed=3, **options).reply([], observations)
-    replied = [
-        dataclasses.replace(t, reply=r.text, reply_ids=r.ids, tokenizer=r.tokenizer, cut=r.cut, log_probs=r.log_probs)
-        for t, r in zip(turns, said, strict=True)
-    ]
-    return said, _differences(encoder, list(zip(replied, replied, successors, strict=True)))
 
 
 @pytest.mark.parametrize("action_prompt", ["agent", "minimum"])
@@ -288,20 +222,6 @@ def test_checkpointed_gradients_are_the_same(folder: Path, vlm: VLM, batch: Toke
     plain, checkpointed = gradients
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in plain.values())
     torch.testing.assert_close(checkpointed, plain, atol=1e-6, rtol=1e-5)
-
-
-def fit(module: VLMQ, batch: TokenBatch, steps: int, checkpoint: Path | None = None) -> L.Trainer:
-    trainer = L.Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[TargetCriticEMA()],
-    )
-    trainer.fit(module, DataLoader([batch] * steps, batch_size=None), ckpt_path=checkpoint, weights_only=True)
-    return trainer
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -14,8 +14,8 @@ import moondream2_reference as reference
 import pytest
 import tiny_foreign_families as tiny
 import torch
+from family_turns import CLOSE, OBSERVATIONS, pairs
 from PIL import Image
-from test_families import CLOSE, OBSERVATIONS, pairs
 from tiny_tokenizers import byte_level
 from torch import Tensor
 from transformers.models.idefics.perceiver import IdeficsPerceiverResampler

@@ -12,11 +12,11 @@ import pytest
 import torch
 import yaml
 from commands import SMALL, shrunk, vlmq
+from family_turns import CLOSE, OBSERVATIONS, fit, pairs
+from family_turns import adapted as with_adapter
 from foreign_adapter import ForeignVLM, adapted
 from foreign_vlm import Network, Piece, pixels
 from PIL import Image
-from test_families import CLOSE, OBSERVATIONS, fit, pairs
-from test_families import adapted as with_adapter
 from tiny_tokenizers import byte_level
 from transformers import AutoModelForImageTextToText
 

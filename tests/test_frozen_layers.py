@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_families import adapted, pairs
+from family_turns import adapted, pairs
 from tiny_families import FAMILIES, LAYERS, build
 from torch import nn
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 import transformers as hf
 from tiny_tokenizers import CHATML, HEADS_OF_16, SIGLIP, TEXT, TOWER, D, byte_level, ends, sentence_piece
 
@@ -97,7 +98,10 @@ def gemma3() -> tuple[Any, Any]:
         eoi_token_index=tokenizer.eoi_token_id,
         image_token_index=tokenizer.image_token_id,
     )
-    return hf.Gemma3ForConditionalGeneration(config), processor
+    model = hf.Gemma3ForConditionalGeneration(config)
+    # it is born as zeros, with which no picture would say anything
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.1)
+    return model, processor
 
 
 def lfm2_vl() -> tuple[Any, Any]:

@@ -104,7 +104,7 @@ class Plain(VLM):
 
     def __init__(self, network: Any) -> None:
         nn.Module.__init__(self)
-        self.has_base, self.head_output, self.forbidden_ids = True, HeadOutput(), ()
+        self.trains_base, self.head_output, self.forbidden_ids = (), HeadOutput(), ()
         self.pictures: Any = _NoPictures()
         options = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05}
         self.network = add_adapter(network.requires_grad_(False), "all-linear", None, **options)
@@ -114,6 +114,9 @@ class _NoPictures:
     @contextlib.contextmanager
     def asked_for(self) -> Iterator[None]:
         yield
+
+    def arguments(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return inputs
 
 
 def main() -> None:

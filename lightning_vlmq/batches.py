@@ -29,7 +29,8 @@ class TokenBatch(NamedTuple):
 
     Attributes:
         inputs: Model inputs of prompt + reply, padded on the right: ``input_ids``, ``attention_mask``
-            ``[B, S]``, ``image_features`` ``[sum N, W]``, and what the family takes beside them.
+            ``[B, S]``, ``image_features`` ``[sum N, W]`` or what a trained tower takes, and what the family takes
+            beside them.
         next_inputs: The same of the next turns' prompts ``[B', S']``.
         positions: Where the hidden state that predicts reply token i stands ``[B, T]``.
         reply_ids: The reply's tokens ``[B, T]``, the last one normally a stop token; 0 where masked.
@@ -71,11 +72,12 @@ class TokenBatch(NamedTuple):
 
 
 class _Prompt(NamedTuple):
-    """A prompt as tokens, where in it its pictures begin, the pictures, and whether its text was cut."""
+    """A prompt as tokens, where in it its pictures begin, the pictures (encoded, PNG), whether its text was cut."""
 
     ids: list[int]
     starts: list[int]
     pictures: list[EncodedImage]
+    images: tuple[bytes, ...]
     cut: bool
 
 
@@ -145,7 +147,7 @@ class TurnEncoder:
                     f"the prompt shows {len(segments) - 1} of {len(pictures)} pictures; "
                     f"check the prompt's template and text for {self.vlm.pictures.placeholder!r}"
                 )
-            prompt = _Prompt(list(segments[0]), [], pictures, cut)
+            prompt = _Prompt(list(segments[0]), [], pictures, images, cut)
             for picture, segment in zip(pictures, segments[1:], strict=True):
                 prompt.starts.append(len(prompt.ids))
                 prompt.ids.extend((*picture.ids, *segment))
@@ -287,8 +289,4 @@ class TurnEncoder:
                 for place, picture in zip(prompt.starts, prompt.pictures, strict=True):
                     values[place : place + len(picture.ids)] = picture.beside[name]
         pictures = [picture for prompt in prompts for picture in prompt.pictures]
-        if pictures:
-            inputs["image_features"] = torch.cat([picture.features for picture in pictures])
-            for name in vision.beside_pictures:
-                inputs[name] = torch.cat([picture.beside[name] for picture in pictures])
-        return inputs
+        return inputs | self.features.inputs([prompt.images for prompt in prompts], pictures)

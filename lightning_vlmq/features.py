@@ -1,12 +1,14 @@
 """Image features of a frozen vision tower, computed once per picture and kept on disk.
 
 Keys hold the picture's bytes, the processor's settings and the weights of the tower, so that an entry can
-not be stale; memory is bounded, and several processes may share one file.
+not be stale; memory is bounded, and several processes may share one file. Of a tower that is trained nothing is kept
+but the ids of pictures, in memory.
 """
 
 import hashlib
 import io
 import sqlite3
+import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,20 +16,22 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors.torch import load, save
+from torch import Tensor
 
 from lightning_vlmq.files import lock
 from lightning_vlmq.pictures import EncodedImage
 from lightning_vlmq.vlm import VLM
 
-__all__ = ["FeatureCache"]
+__all__ = ["FeatureCache", "opened"]
 
 
 class FeatureCache:
-    """Encodes pictures with a VLM's frozen vision tower and remembers the result.
+    """Encodes pictures with a VLM's vision tower and remembers the result; where it is trained, all but features.
 
     Args:
         vlm: The model whose vision tower encodes.
-        path: SQLite file that keeps features across runs; ``None`` keeps them in memory only.
+        path: SQLite file that keeps features across runs; ``None`` keeps them in memory only. None is made where the
+            tower is trained.
         memory_mb: Bound of what is held in memory, in MB; the least recently used go first.
         batch_size: Pictures encoded at once.
 
@@ -39,12 +43,12 @@ class FeatureCache:
         self.vlm = vlm
         self.batch_size = batch_size
         self.computed = 0
-        self._model_key = vlm.vision_fingerprint
+        self._model_key = "" if vlm.trains_vision_tower else vlm.vision_fingerprint
         self._memory: OrderedDict[str, EncodedImage] = OrderedDict()
         self._budget = memory_mb * 2**20
         self._held = 0
         self._file: sqlite3.Connection | None = None
-        if path is not None:
+        if path is not None and not vlm.trains_vision_tower:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             # losing the last entries in a crash costs only their computation
             self._file = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
@@ -84,6 +88,22 @@ class FeatureCache:
             found |= self._encode(waiting, many)
         return [found[key] for key in keys]
 
+    def inputs(self, shown: Sequence[Sequence[bytes]], encoded: Sequence[EncodedImage]) -> dict[str, Tensor]:
+        """What a model is given of a batch's pictures: their features, or pixels where its tower is trained.
+
+        Args:
+            shown: Pictures of each prompt as PNG bytes.
+            encoded: The same as this cache encoded them, all in reading order.
+        """
+        if not encoded:
+            return {}
+        pictures = self.vlm.pictures
+        inputs = {name: torch.cat([each.beside[name] for each in encoded]) for name in pictures.beside_pictures}
+        known = [each.features for each in encoded if each.features is not None]
+        if known:
+            return inputs | {"image_features": torch.cat(known)}
+        return inputs | pictures.pixels([[opened(image) for image in images] for images in shown if images], encoded)
+
     def _key(self, image: bytes, crowd: bool) -> str:
         return hashlib.sha256(self._model_key.encode() + (b"crowd" if crowd else b"") + image).hexdigest()
 
@@ -92,7 +112,7 @@ class FeatureCache:
         items = list(waiting.items())
         for start in range(0, len(items), self.batch_size):
             chunk = items[start : start + self.batch_size]
-            pictures = [Image.open(io.BytesIO(image)).convert("RGB") for _, image in chunk]
+            pictures = [opened(image) for _, image in chunk]
             encoded = self.vlm.image_features(pictures, crowd=crowd)
             self.computed += len(encoded)
             for (key, _), entry in zip(chunk, encoded, strict=True):
@@ -125,13 +145,23 @@ class FeatureCache:
 
     def _remember(self, key: str, entry: EncodedImage) -> None:
         self._memory[key] = entry
-        self._held += entry.features.nbytes
+        self._held += _bytes(entry)
         while self._held > self._budget and len(self._memory) > 1:
             _, oldest = self._memory.popitem(last=False)
-            self._held -= oldest.features.nbytes
+            self._held -= _bytes(oldest)
+
+
+def opened(image: bytes) -> Image.Image:
+    """A picture of PNG bytes, in RGB."""
+    return Image.open(io.BytesIO(image)).convert("RGB")
+
+
+def _bytes(entry: EncodedImage) -> int:
+    return sys.getsizeof(entry.ids) + (0 if entry.features is None else entry.features.nbytes)
 
 
 def _dump(entry: EncodedImage) -> bytes:
+    assert entry.features is not None, "a tower that is trained has no file"
     return save({"ids": torch.tensor(entry.ids), "features": entry.features.contiguous(), **entry.beside})
 
 

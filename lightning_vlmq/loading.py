@@ -26,7 +26,6 @@ __all__ = [
     "load_processor",
     "locate",
     "named_dtype",
-    "turn_end",
 ]
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -133,15 +132,6 @@ def load_processor(source: str, template: str | None) -> Any:
     if template is not None and not processor.chat_template:
         processor.chat_template = template
     return processor
-
-
-def turn_end(processor: Any) -> int | None:
-    """Id of the special token with which the chat template ends a reply, if it ends it with one."""
-    said = [("user", "Say it."), ("assistant", "It.")]
-    messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
-    behind = processor.apply_chat_template(messages, tokenize=False).rpartition("It.")[2].strip()
-    ids = processor.tokenizer(behind, add_special_tokens=False)["input_ids"]
-    return int(ids[0]) if ids and ids[0] in processor.tokenizer.added_tokens_decoder else None
 
 
 def fingerprint(weights: Iterable[Tensor]) -> str:

@@ -18,6 +18,8 @@ from torch import Tensor
 __all__ = ["EncodedImage", "Pictures"]
 
 _EVERYWHERE = ("input_ids", "attention_mask", "labels")
+_LIVE = "live_"
+"""Begins names of inputs that are the tower's: what it takes of pictures to encode them in a forward."""
 _BLANK = Image.new("RGB", (64, 64), "white")
 
 
@@ -27,12 +29,12 @@ class EncodedImage(NamedTuple):
     Attributes:
         ids: Token ids that stand for the picture, placeholders included.
         features: Image features ``[N, W]``, one row a placeholder; ``W`` is D, or a multiple of it where a family also
-            feeds the picture to deeper layers.
+            feeds the picture to deeper layers. ``None`` where they are not known beforehand.
         beside: Further inputs by name: values of each of ``ids`` ``[len(ids)]``, or of the picture ``[1, ...]``.
     """
 
     ids: list[int]
-    features: Tensor
+    features: Tensor | None
     beside: dict[str, Tensor]
 
 
@@ -70,7 +72,7 @@ class Pictures:
         ends = (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id)
         self._added = frozenset(self._tokenizer.added_tokens_decoder).difference(ends) | {self.token_id}
 
-        blank = self._process([_BLANK])
+        blank = self._process([[_BLANK]])
         ids = blank["input_ids"][0].tolist()
         start, stop = self._span(ids)
         self.special_ids = frozenset(ids[start:stop]) & self._added
@@ -81,10 +83,11 @@ class Pictures:
         placed = [] if positions is None else inspect.signature(positions).parameters
         self.beside_pictures = [k for k in blank if k in placed and k not in typed]
 
-        in_two = self._process([_BLANK], 2)["input_ids"][0].tolist()
+        in_two = self._process([[_BLANK] * 2])["input_ids"][0].tolist()
         self.crowd_matters = in_two.count(self.token_id) != 2 * ids.count(self.token_id)
 
-        output = self._features(blank)
+        with torch.no_grad():
+            output = self._features(blank)
         self._pixels = torch.zeros_like(blank["pixel_values"])
         if not self._takes_encoded:
             self._answer_with_given()
@@ -127,25 +130,30 @@ class Pictures:
 
     # -- encoded --------------------------------------------------------------------------------------------
 
-    def encode(self, images: Sequence[Any], *, crowd: bool = False) -> list[EncodedImage]:
+    @torch.no_grad()
+    def encode(self, images: Sequence[Any], *, crowd: bool = False, features: bool = True) -> list[EncodedImage]:
         """Encodes RGB pictures (PIL) with the vision tower.
 
         Args:
             images: The pictures.
             crowd: As for prompts that show several, where that matters.
+            features: False leaves them, and the tower, out.
 
         Raises:
             ValueError: The processor writes other text around some picture than around others.
         """
         copies = 2 if crowd and self.crowd_matters else 1
-        inputs = self._process(images, copies)
+        inputs = self._process([[image] * copies for image in images])
         kept = inputs["attention_mask"].bool()
         rows = [row[keep].tolist() for row, keep in zip(inputs["input_ids"], kept, strict=True)]
-        flat = _rows(self._features(inputs))
-        counts = [row.count(self.token_id) // copies for row in rows for _ in range(copies)]
-        assert sum(counts) == flat.shape[0], f"{sum(counts)} placeholders for {flat.shape[0]} image features"
+        of_each: Sequence[Tensor | None] = [None] * len(images)
+        if features:
+            flat = _rows(self._features(inputs))
+            counts = [row.count(self.token_id) // copies for row in rows for _ in range(copies)]
+            assert sum(counts) == flat.shape[0], f"{sum(counts)} placeholders for {flat.shape[0]} image features"
+            of_each = [found.cpu().clone() for found in torch.split(flat, counts)[::copies]]
         encoded = []
-        for index, features in enumerate(torch.split(flat, counts)[::copies]):
+        for index, own in enumerate(of_each):
             if (frame := self._around(rows[index])) != self._frame:
                 raise ValueError(
                     f"the processor writes {frame} around a picture of {images[index].size} and {self._frame} around a "
@@ -156,15 +164,43 @@ class Pictures:
             beside = {name: inputs[name][index][kept[index]][span].clone() for name in self.beside_tokens}
             row = index * copies
             beside |= {name: inputs[name][row : row + 1].clone() for name in self.beside_pictures}
-            encoded.append(EncodedImage(rows[index][span], features.cpu().clone(), beside))
+            encoded.append(EncodedImage(rows[index][span], own, beside))
         return encoded
 
-    def arguments(self, features: Tensor) -> dict[str, Any]:
-        """What ``forward`` and ``generate`` take for the features ``[sum N, W]`` of all pictures of a batch."""
+    def pixels(self, shown: Sequence[Sequence[Any]], encoded: Sequence[EncodedImage]) -> dict[str, Tensor]:
+        """Inputs by which :meth:`arguments` encodes pictures with the weights of then, and with a gradient to them.
+
+        Args:
+            shown: RGB pictures (PIL) of each prompt that shows some.
+            encoded: The same as they are in the prompts' ids, all in reading order.
+        """
+        inputs = self._process(shown)
+        wanted = sum(picture.ids.count(self.token_id) for picture in encoded)
+        found = int((inputs["input_ids"] == self.token_id).sum())
+        assert found == wanted, f"{wanted} placeholders in prompts, but their pictures make {found}"
+        return {_LIVE + name: inputs[name] for name in self._taken_by_tower() if name in inputs}
+
+    def arguments(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What ``forward`` and ``generate`` take for a batch's inputs.
+
+        Args:
+            inputs: Of the tokens; for pictures either ``image_features`` ``[sum N, W]``, those of all pictures of the
+                batch in reading order, or what :meth:`pixels` gives.
+        """
+        arguments: dict[str, Any] = {k: v for k, v in inputs.items() if not k.startswith(_LIVE)}
+        features = arguments.pop("image_features", None)
+        if live := {k.removeprefix(_LIVE): v for k, v in inputs.items() if k.startswith(_LIVE)}:
+            features = _rows(self._features(live)).to(self._hf.dtype)  # autocast leaves it in its own
+        if features is None:
+            return arguments
         if self._takes_encoded:
-            return {"mm_encoder_outputs": {"image": self._container(features)}}
+            return arguments | {"mm_encoder_outputs": {"image": self._container(features)}}
         self._given = self._container(features)
-        return {"pixel_values": self._pixels.to(features)}
+        return arguments | {"pixel_values": self._pixels.to(features)}
+
+    def of_blank(self) -> list[Tensor]:
+        """Features of a blank picture alone and, where that matters, of two in a prompt, with their graph."""
+        return [_rows(self._features(self._process([[_BLANK] * n]))) for n in (1, 2)[: 1 + self.crowd_matters]]
 
     @contextlib.contextmanager
     def asked_for(self) -> Iterator[None]:
@@ -218,23 +254,24 @@ class Pictures:
         special = [place for place, token in enumerate(ids) if token in self._added]
         return special[0], special[-1] + 1
 
-    def _process(self, images: Sequence[Any], copies: int = 1) -> Any:
+    def _process(self, shown: Sequence[Sequence[Any]]) -> Any:
+        """What the processor makes of prompts that show these pictures and nothing else."""
         return self._processor(
-            text=[self.placeholder * copies] * len(images),
-            images=[[image] * copies for image in images],
+            text=[self.placeholder * len(images) for images in shown],
+            images=[list(images) for images in shown],
             add_special_tokens=False,
             return_tensors="pt",
             padding=True,
         )
 
-    @torch.no_grad()
+    def _taken_by_tower(self) -> list[str]:
+        return list(inspect.signature(self._hf.base_model.get_image_features).parameters)
+
     def _features(self, inputs: Any) -> Any:
         self._given = None  # of a forward that never came to it
-        encode = self._hf.base_model.get_image_features
-        taken = inspect.signature(encode).parameters
-        arguments = {k: v.to(self._hf.device) for k, v in inputs.items() if k in taken}
+        arguments = {name: inputs[name].to(self._hf.device) for name in self._taken_by_tower() if name in inputs}
         arguments["pixel_values"] = arguments["pixel_values"].to(self._hf.dtype)
-        return encode(**arguments, return_dict=True)
+        return self._hf.base_model.get_image_features(**arguments, return_dict=True)
 
 
 def _rows(output: Any) -> Tensor:

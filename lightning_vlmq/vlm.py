@@ -5,9 +5,6 @@ generation. Names of layers, families and containers stay in here.
 """
 
 import contextlib
-import hashlib
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,23 +21,18 @@ from lightning_vlmq.compiling import compile_layers
 from lightning_vlmq.families import FAMILIES, Family
 from lightning_vlmq.frozen_layers import drops_out, layers_below_adapter, noted, repeated
 from lightning_vlmq.language_head import learn_head_output
-from lightning_vlmq.loading import (
-    EMBEDDED,
-    fingerprint,
-    load_network,
-    load_processor,
-    locate,
-    turn_end,
-)
+from lightning_vlmq.loading import EMBEDDED, fingerprint, load_network, load_processor, locate
 from lightning_vlmq.pictures import EncodedImage, Pictures
 from lightning_vlmq.sampling import RawLogProbs, Sampled, drawn_with, from_the_model_itself, until_stop
 from lightning_vlmq.shapes import without_numbers
+from lightning_vlmq.vision import train_vision, vision_fingerprint, vision_parameters
+from lightning_vlmq.vocabulary import forbidden_ids, stop_ids, vocabulary_fingerprint
 
 __all__ = ["EMBEDDED", "VLM"]
 
 
 class VLM(nn.Module):
-    """A VLM whose language model is trained, by a LoRA adapter on the frozen base or as a whole.
+    """A VLM whose language model is trained, by a LoRA adapter on the frozen base or as a whole; its tower if asked.
 
     Args:
         name: ``"embedded"``, a local folder, or a name on the Hugging Face hub.
@@ -57,8 +49,12 @@ class VLM(nn.Module):
         use_rslora: Scale the adapter by alpha / sqrt(rank) (rsLoRA), for high ranks.
         use_dora: Learn the weights' lengths apart from their directions (DoRA): closer to training all, but slower.
         train_language_model: Train the language model itself, head and token embeddings included, in place of an
-            adapter (what is said of LoRA does not count then). Vision tower and connector stay frozen. Some 16 bytes a
-            weight with AdamW; there is no base left for ``VLMQ(critic_states: base)``.
+            adapter (what is said of LoRA does not count then). Some 16 bytes a weight with AdamW; there is no base left
+            for ``VLMQ(critic_states: base)``.
+        train_vision_tower: Train all outside of the language model, too: the vision tower and the connector behind it,
+            but for parts that no gradient reaches. Features are then kept nowhere: each step encodes its pictures
+            anew, forward and backward. Beside an adapter, ``train_language_model``, or alone with ``lora_rank`` 0; no
+            base is left here either.
         dtype: Type of the base weights, e.g. ``"bfloat16"``; the adapter stays float32.
         load_in_4bit: Keep the linear layers of the language model in 4 bits (NF4 of bitsandbytes, QLoRA) and compute in
             ``dtype``: less memory for more time. The vision tower stays as it is.
@@ -68,13 +64,14 @@ class VLM(nn.Module):
             and validation; ``null`` compiles nothing. Play is never compiled: its shapes change with each token.
 
     Attributes:
-        has_base: Whether the model as it was loaded is still there beside what is trained (:meth:`base`).
+        trains_base: Names of the options that train weights of the model as it was loaded.
         compiled: Whether layers are compiled.
 
     Raises:
         ValueError: The model has no image input or takes no encoded pictures, its processor lacks a package, the name
             is neither a folder nor reachable, ``lora_targets`` or ``lora_layers`` match nothing, ``train_head`` stands
-            without an adapter, or it or ``train_language_model`` in another type than float32.
+            without an adapter, or it, ``train_language_model`` or ``train_vision_tower`` in another type than float32;
+            or this tower cannot be trained.
     """
 
     def __init__(
@@ -90,6 +87,7 @@ class VLM(nn.Module):
         use_rslora: bool = False,
         use_dora: bool = False,
         train_language_model: bool = False,
+        train_vision_tower: bool = False,
         dtype: str = "float32",
         load_in_4bit: bool = False,
         gradient_checkpointing: bool = False,
@@ -97,16 +95,17 @@ class VLM(nn.Module):
     ) -> None:
         super().__init__()
         whole = train_language_model
+        chosen = {"train_language_model": whole, "train_vision_tower": train_vision_tower}
+        self.trains_base = tuple(option for option, is_on in chosen.items() if is_on)
         # in bfloat16 three quarters of a head's steps at 1e-4 are rounded away
-        if whole and (dtype != "float32" or load_in_4bit):
+        if self.trains_base and (dtype != "float32" or load_in_4bit):
             raise ValueError(
-                "vlm.train_language_model needs dtype float32 and load_in_4bit false; set trainer.precision: "
-                "bf16-mixed to compute in bfloat16"
+                f"vlm.{self.trains_base[0]} needs dtype float32 and load_in_4bit false; set trainer.precision: "
+                f"bf16-mixed to compute in bfloat16"
             )
         if train_head and not whole and (lora_rank <= 0 or dtype != "float32"):
             raise ValueError("vlm.train_head needs lora_rank above 0 and dtype float32; set these or train_head: false")
         self.name = name
-        self.has_base = not whole
         self._dtype, self._four_bit, self._trains_head = dtype, load_in_4bit, train_head and not whole
         source = locate(name)
         network: Any = load_network(source, dtype, four_bit=load_in_4bit)
@@ -114,7 +113,6 @@ class VLM(nn.Module):
         self.processor: Any = load_processor(source, family.template)
         self.tokenizer = self.processor.tokenizer
         self.tokenizer.padding_side = "left"
-        self._turn_end = turn_end(self.processor)
         network.requires_grad_(False)
         if gradient_checkpointing:
             network.gradient_checkpointing_enable({"use_reentrant": False})  # the base's inputs need no gradient
@@ -124,8 +122,9 @@ class VLM(nn.Module):
         except ValueError as error:
             raise ValueError(f"vlm.name: {name!r} ({network.config.model_type}): {error}") from None
         self.network: Any = network
-        if whole:
+        if self.trains_base:
             _ = self.base_fingerprint  # of the weights as they were loaded
+        if whole:
             _train(network)
         elif lora_rank > 0:
             self.network = add_adapter(
@@ -139,6 +138,8 @@ class VLM(nn.Module):
                 use_rslora=use_rslora,
                 use_dora=use_dora,
             )
+        if train_vision_tower:
+            train_vision(self.hf, self.pictures)
         # an estimate of memory asks for no speed
         self.compiled = compile is not None and not without_numbers(self.token_embeddings())
         if compile is not None and self.compiled:
@@ -170,26 +171,13 @@ class VLM(nn.Module):
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end a reply; the first one is appended to replies that come as text."""
-        eos = self.hf.generation_config.eos_token_id
-        ids = [self._turn_end, self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
-        return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
+        return stop_ids(self.hf, self.processor)
 
     @cached_property
     def forbidden_ids(self) -> tuple[int, ...]:
         """Ids that a reply must never hold: of pictures, padding, other special tokens, none of the tokenizer's."""
-        tokens = {
-            self.hf.config.get_text_config().pad_token_id,
-            self.tokenizer.pad_token_id,
-            *self.pictures.special_ids,
-            *(token for token, added in self.tokenizer.added_tokens_decoder.items() if _is_control(added)),
-        }
-        names = ("image_token", "fake_image_token", "global_image_token", "boi_token", "eoi_token", "video_token")
-        for name in names:
-            token = getattr(self.processor, name, None) or getattr(self.tokenizer, name, None)
-            if isinstance(token, str):
-                tokens.add(self.tokenizer.convert_tokens_to_ids(token))
-        tokens.update(range(len(self.tokenizer), self.vocab_size))  # padded vocabularies
-        return tuple(sorted(int(i) for i in tokens if i is not None and i not in self.stop_ids))
+        of_pictures, stops = self.pictures.special_ids, self.stop_ids
+        return tuple(forbidden_ids(self.hf, self.processor, of_pictures, stops, self.vocab_size))
 
     @property
     def image_token_id(self) -> int:
@@ -199,24 +187,26 @@ class VLM(nn.Module):
     @property
     def tokenizer_fingerprint(self) -> str:
         """Short hash of the vocabulary; sampled ids of a store are used only where it agrees."""
-        vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
-        return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
+        return vocabulary_fingerprint(self.tokenizer)
 
     @property
     def vision_fingerprint(self) -> str:
         """Short hash of what decides image features: weights outside of the language model and the processor."""
-        how = type(self.processor.image_processor).__name__ + self.processor.to_json_string()
-        digest = hashlib.sha256(how.encode())
-        for name, parameter in self.vision_parameters():
-            digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return vision_fingerprint(self.hf, self.processor)
 
     def vision_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and weights outside of the language model: the tower's and the connector's."""
-        language = (self.hf.get_decoder(), self.hf.get_output_embeddings())
-        left_out = {id(p) for part in language for p in part.parameters()}
-        yield from ((name, p) for name, p in self.hf.named_parameters() if id(p) not in left_out)
+        return vision_parameters(self.hf)
+
+    @property
+    def trains_vision_tower(self) -> bool:
+        """Whether the tower and the connector are trained, so that no features of theirs can be kept."""
+        return "train_vision_tower" in self.trains_base
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the model as it was loaded is still there beside what is trained (:meth:`base`)."""
+        return not self.trains_base
 
     @cached_property
     def base_fingerprint(self) -> str:
@@ -242,8 +232,8 @@ class VLM(nn.Module):
 
     @property
     def drops_out(self) -> bool:
-        """Whether training drops something out of the language model or the adapter, so that inference differs."""
-        return drops_out(self.hf.get_decoder())
+        """Whether training drops something out of what is trained or runs with it, so that inference differs."""
+        return drops_out(self.hf if self.trains_vision_tower else self.hf.get_decoder())
 
     # -- what it computes -----------------------------------------------------------------------------------
 
@@ -253,21 +243,29 @@ class VLM(nn.Module):
         Args:
             images: RGB pictures (PIL).
             crowd: As for prompts that show several pictures, where the family makes a difference.
+
+        Returns:
+            One entry a picture, without features where the tower is trained: the next step would change them.
         """
         with self.inference():  # a tower's dropout would stay in the cache for good
-            return self.pictures.encode(images, crowd=crowd)
+            return self.pictures.encode(images, crowd=crowd, features=not self.trains_vision_tower)
 
     def hidden(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Hidden states ``[B, S, D]`` that the language head reads.
 
         Args:
             inputs: ``input_ids`` and ``attention_mask`` ``[B, S]``; ``image_features`` ``[sum N, W]``, those
-                of all pictures of the batch in reading order (absent without pictures); what the family takes beside
-                them (:class:`~lightning_vlmq.pictures.Pictures`).
+                of all pictures of the batch in reading order, or where the tower is trained what it takes of them
+                (both absent without pictures); what the family takes beside them
+                (:class:`~lightning_vlmq.pictures.Pictures`).
         """
         with self.pictures.asked_for():
-            output = self.hf.base_model(**self._model_inputs(inputs), use_cache=False)
-        return cast(Tensor, output.last_hidden_state)
+            output = self.hf.base_model(**self.pictures.arguments(inputs), use_cache=False)
+        hidden = cast(Tensor, output.last_hidden_state)
+        if self.trains_vision_tower and torch.is_grad_enabled():
+            # a batch may show no picture, or none that reaches all of it, and other processes wait for each gradient
+            hidden = hidden + 0 * sum(p.sum() for _, p in self.vision_parameters() if p.requires_grad)
+        return hidden
 
     def hidden_and_base(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Hidden states as of :meth:`hidden`, and those without the adapter, of which no gradient flows.
@@ -314,7 +312,7 @@ class VLM(nn.Module):
             stack.callback(setattr, self.hf, "generation_config", defaults)
             self.hf.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
             output = self.hf.generate(
-                **self._model_inputs(inputs),
+                **self.pictures.arguments(inputs),
                 **from_the_model_itself(temperature),
                 max_new_tokens=max_new_tokens,
                 eos_token_id=stop_ids,
@@ -328,18 +326,11 @@ class VLM(nn.Module):
         kept = [until_stop(ids, self.stop_ids) for ids in replies.tolist()]
         return [Sampled(ids, row[: len(ids)]) for ids, row in zip(kept, log_probs, strict=True)]
 
-    def _model_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        features = inputs.get("image_features")
-        arguments: dict[str, Any] = {k: v for k, v in inputs.items() if k != "image_features"}
-        if features is not None:
-            arguments |= self.pictures.arguments(features)
-        return arguments
-
     # -- the adapter ----------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def base(self) -> Iterator[None]:
-        """Within this context the adapter is off: the VLM is the one that was loaded (unless it is trained whole)."""
+        """Within this context the adapter is off: the VLM is the one that was loaded, if it is there (``has_base``)."""
         if isinstance(self.network, PeftModel):
             with self.network.disable_adapter():
                 yield
@@ -358,17 +349,12 @@ class VLM(nn.Module):
             merged: True adds the adapter to the weights and writes a whole model.
 
         Raises:
-            ValueError: There is no adapter to export.
+            ValueError: There is no adapter to export, or it is not all that was trained.
         """
         if self.has_base and not isinstance(self.network, PeftModel):
             raise ValueError("there is no adapter to export: vlm.lora_rank is 0")
         if not self.has_base and not merged:
-            raise ValueError("there is no adapter to export: vlm.train_language_model; export it merged")
+            raise ValueError(f"an adapter would lack what vlm.{self.trains_base[0]} trains; export it merged")
         load = (lambda: load_network(locate(self.name), self._dtype)) if self._four_bit else None
         export(self.network, folder, merged=merged, untied=self._trains_head, unrounded=load)
         self.processor.save_pretrained(folder)
-
-
-def _is_control(added: Any) -> bool:
-    """Whether an added token is no text; bytes are, though some tokenizers call them special."""
-    return bool(added.special) and re.fullmatch("<0x[0-9A-Fa-f]{2}>", str(added)) is None

@@ -75,7 +75,7 @@ def test_a_model_that_asks_its_tower_is_given_the_encoded_pictures(
     assert len(asked) == 2
     # what was given is forgotten behind the forward, and a live picture is encoded
     assert torch.equal(vlm.image_features([picture])[0].features, features)
-    pictures.arguments(features + 1)  # of a forward that never comes
+    pictures.arguments({"image_features": features + 1})  # of a forward that never comes
     assert torch.equal(vlm.image_features([picture])[0].features, features)
     # a model that looks elsewhere would see the blank picture that stands in for the encoded one
     monkeypatch.setattr(vlm.hf.base_model, "get_image_features", lambda *_, **__: pictures._container(features))

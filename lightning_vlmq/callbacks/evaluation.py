@@ -150,6 +150,8 @@ class Report(L.Callback):
     def _write(self, trainer: L.Trainer, path: Path, step: int) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         jobs: list[tuple[str, dict[str, Any]]] = [("base", {"base": True, "temperature": 1.0}), ("trained", {})]
+        if not data.encoder.vlm.has_base:
+            del jobs[0]  # what would be played in its name has been trained
         jobs += [(f"trained at {t:g}", {"temperature": t}) for t in self.temperatures]
         jobs += [(f"trained, {name}", {"environment": env}) for name, env in self.variants.items()]
         stores = {"data": data.store, "own play": getattr(data, "experience", ())}

@@ -1,15 +1,12 @@
 """The longest batch of a configuration: turns of its environment, encoded by the model's own processor."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from PIL import Image
-
 from lightning_vlmq.batches import TokenBatch, TurnEncoder
 from lightning_vlmq.datamodules import Demonstrations
-from lightning_vlmq.features import FeatureCache
+from lightning_vlmq.features import FeatureCache, opened
 from lightning_vlmq.pictures import EncodedImage
 from lightning_vlmq.policy import RandomPolicy
 from lightning_vlmq.rollout import play
@@ -68,7 +65,7 @@ class LongestTurns:
 
     def pictures(self, number: int) -> list[Any]:
         """So many of the prompt's pictures, or none where it shows none."""
-        shown = [_opened(image) for image in self._encoder.prompt.images(self._turn.observation)]
+        shown = [opened(image) for image in self._encoder.prompt.images(self._turn.observation)]
         return (shown * number)[:number]
 
 
@@ -83,7 +80,7 @@ class _Encoded(FeatureCache):
         keys = list(zip(images, crowd or [False] * len(images), strict=True))
         for image, many in keys:
             if (image, many) not in self._found:
-                (self._found[image, many],) = self.vlm.image_features([_opened(image)], crowd=many)
+                (self._found[image, many],) = self.vlm.image_features([opened(image)], crowd=many)
         return [self._found[key] for key in keys]
 
 
@@ -97,7 +94,3 @@ def _some_turns(data: Demonstrations) -> list[Turn]:
     else:
         raise ValueError(f"{data.folder} holds no turns to measure a batch by; give data.environment")
     return [replace(turn, reply="") for turn in found if turn.observation != Observation()]
-
-
-def _opened(image: bytes) -> Any:
-    return Image.open(io.BytesIO(image)).convert("RGB")

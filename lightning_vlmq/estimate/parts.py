@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from lightning_vlmq.estimate.held import size
 from lightning_vlmq.modules import VLMQ
-from lightning_vlmq.modules.optim import Group, make_optimizer
+from lightning_vlmq.modules.optim import groups_of, make_optimizer
 
 __all__ = ["Part", "optimizer_of", "states_of", "tensors_of", "weights_by_part", "weights_of"]
 
@@ -68,12 +68,8 @@ def _weights_in_4_bits(vlm: nn.Module) -> dict[int, int]:
 def optimizer_of(module: VLMQ) -> Optimizer:
     """The optimiser as it is behind its first step on a GPU: with its state, and gradients in place."""
     hp = module.hparams
-    groups = [
-        Group("vlm", list(module.vlm.parameters()), hp["lr"], 0),
-        Group("critic", list(module.critic.parameters()), hp["critic_lr"], 0),
-    ]
     optimizer: Any
-    optimizer, _ = make_optimizer(hp["optimizer"], groups, hp["weight_decay"])
+    optimizer, _ = make_optimizer(hp["optimizer"], groups_of(module.vlm, module.critic, hp), hp["weight_decay"])
     for number, group in enumerate(optimizer.param_groups):
         for index, parameter in enumerate(group["params"]):
             parameter.grad = torch.zeros_like(parameter)

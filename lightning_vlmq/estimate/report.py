@@ -116,7 +116,8 @@ def estimate(
     beside = buckets + critic_memory
     twice = training.step(turns.batch(2 * data.batch_size))
     stages[_TRAINING] = step.peak + buckets
-    if pictures := turns.pictures(_ENCODED_AT_ONCE):
+    # a tower that is trained encodes in the steps themselves
+    if not module.vlm.trains_vision_tower and (pictures := turns.pictures(_ENCODED_AT_ONCE)):
         name = f"encoding pictures, {len(pictures)} at once"
         stages[name] = encoding(module.vlm, pictures, training.resident()) + beside
     for what, rows in played:

@@ -121,7 +121,7 @@ def generation(vlm: VLM, inputs: Mapping[str, Tensor], resident: Sequence[Tensor
     """
     with _beside(resident) as held, torch.no_grad(), vlm.inference(), vlm.pictures.asked_for():
         held.hold(inputs.values())
-        output = vlm.hf.base_model(**vlm._model_inputs(inputs), use_cache=True)
+        output = vlm.hf.base_model(**vlm.pictures.arguments(inputs), use_cache=True)
         # of the last token alone; its probabilities are noted, cleared of forbidden tokens and drawn from
         scores = vlm.logits(output.last_hidden_state[:, -1]).float()
         _ = scores.log_softmax(-1), scores.clone().softmax(-1)

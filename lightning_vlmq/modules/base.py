@@ -126,8 +126,10 @@ class AgentModule(L.LightningModule):
 
     def _check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         own, found = self.state_dict(), checkpoint["state_dict"]
-        missing = sorted(self._checkpoint_keys() - set(found))
-        unknown = sorted(set(found) - set(own))
+        wanted = self._checkpoint_keys()
+        missing = sorted(wanted - set(found))
+        # what is frozen here must not be moved either: features of a tower may be known already
+        unknown = sorted(set(found) - wanted)
         other = sorted(k for k in set(found) & set(own) if found[k].shape != own[k].shape)
         for what, keys in (("lacks", missing), ("has unknown", unknown), ("has other shapes of", other)):
             if keys:

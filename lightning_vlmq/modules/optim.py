@@ -1,6 +1,6 @@
 """One optimiser with a parameter group for each part of a module: own rate, own warm-up, own gradient norm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -10,7 +10,9 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-__all__ = ["Group", "clip_groups", "make_optimizer"]
+from lightning_vlmq.vlm import VLM
+
+__all__ = ["Group", "clip_groups", "groups_of", "make_optimizer"]
 
 
 class Group(NamedTuple):
@@ -27,6 +29,25 @@ class Group(NamedTuple):
     parameters: list[nn.Parameter]
     lr: float
     warmup_steps: int
+
+
+def groups_of(vlm: VLM, critic: nn.Module, options: Mapping[str, Any]) -> list[Group]:
+    """A VLM without its tower, its tower and connector, and a critic.
+
+    Args:
+        vlm: The model.
+        critic: Of its hidden states.
+        options: Of :class:`~lightning_vlmq.modules.vlmq.VLMQ`: rates and warm-ups.
+    """
+    vision = [parameter for _, parameter in vlm.vision_parameters()]
+    apart = set(map(id, vision))
+    others = [parameter for parameter in vlm.parameters() if id(parameter) not in apart]
+    vision_lr = options["lr"] if options["vision_lr"] is None else options["vision_lr"]
+    return [
+        Group("vlm", others, options["lr"], options["warmup_steps"]),
+        Group("vision", vision, vision_lr, options["warmup_steps"]),
+        Group("critic", list(critic.parameters()), options["critic_lr"], options["critic_warmup_steps"]),
+    ]
 
 
 def make_optimizer(

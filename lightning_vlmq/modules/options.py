@@ -49,8 +49,8 @@ def check_options(hp: Mapping[str, Any]) -> None:
         raise ValueError(
             "critic_replay needs top_k or top_p: a vocabulary's probabilities a token are too much to keep"
         )
-    for name in ("lr", "critic_lr", "weight_decay"):
-        if hp[name] < 0:
+    for name in ("lr", "vision_lr", "critic_lr", "weight_decay"):
+        if hp[name] is not None and hp[name] < 0:
             raise ValueError(f"{name} must not be negative, not {hp[name]}")
     for name in ("critic_width", "filter_clip"):
         if hp[name] <= 0:

@@ -45,6 +45,8 @@ def check_shardable(strategy: Any, vlm: VLM, options: Mapping[str, Any], precisi
         raise ValueError(f"trainer.strategy: ModelParallelStrategy needs {_REMEDY}")
     if not all(parameter.is_floating_point() for parameter in vlm.parameters()):
         raise ValueError("vlm.load_in_4bit does not go with ModelParallelStrategy; set it to false, or take ddp")
+    if vlm.trains_vision_tower:
+        raise ValueError("vlm.train_vision_tower does not go with ModelParallelStrategy; set it to false, or take ddp")
     if vlm.compiled:
         raise ValueError("vlm.compile does not go with ModelParallelStrategy; set it to null, or take ddp")
     if options.get("optimizer") == "adamw8bit":

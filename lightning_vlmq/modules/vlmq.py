@@ -13,7 +13,7 @@ from lightning_vlmq.modules.base import AgentModule
 from lightning_vlmq.modules.diagnostics import diagnostics
 from lightning_vlmq.modules.filtering import Verdict, judged, support_of
 from lightning_vlmq.modules.judgement import Judgement, critic_judgement, language_judgement
-from lightning_vlmq.modules.optim import Group, make_optimizer
+from lightning_vlmq.modules.optim import groups_of, make_optimizer
 from lightning_vlmq.modules.options import check_callbacks, check_options
 from lightning_vlmq.modules.replay import transitions
 from lightning_vlmq.modules.td import TDLearning, make_critic
@@ -74,6 +74,8 @@ class VLMQ(AgentModule):
         popart_step: Step size of PopArt's statistics.
         popart_init: Initial second moment of PopArt; ``null`` switches normalisation off.
         lr: Learning rate of the VLM's adapter.
+        vision_lr: Of the vision tower and the connector, where ``vlm.train_vision_tower``; ``null`` takes ``lr``, which
+            for an adapter is mostly far too high for weights that were trained before.
         critic_lr: Learning rate of the critic.
         warmup_steps: Optimiser steps of linear warm-up of the adapter.
         critic_warmup_steps: The same of the critic.
@@ -114,6 +116,7 @@ class VLMQ(AgentModule):
         popart_step: float = 5e-4,
         popart_init: float | None = 100.0,
         lr: float = 1e-4,
+        vision_lr: float | None = None,
         critic_lr: float = 6e-4,
         warmup_steps: int = 250,
         critic_warmup_steps: int = 100,
@@ -125,7 +128,9 @@ class VLMQ(AgentModule):
         self.save_hyperparameters(ignore=["vlm"])
         check_options(self.hparams)
         if critic_states == "base" and td_weight > 0 and not vlm.has_base:
-            raise ValueError("critic_states: base: vlm.train_language_model leaves no base; take adapted or detached")
+            raise ValueError(f"critic_states: base: vlm.{vlm.trains_base[0]} leaves no base; take adapted or detached")
+        if vision_lr is not None and not vlm.trains_vision_tower:
+            raise ValueError("vision_lr: nothing there is trained; set vlm.train_vision_tower: true, or leave it out")
         self.threshold = threshold
         self.filter_temperature = filter_temperature
         self.critic = make_critic(vlm, self.hparams)
@@ -283,12 +288,9 @@ class VLMQ(AgentModule):
         self.critic.commit()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """One optimiser with a group each for the VLM and the critic, own warm-ups, one decay."""
+        """One optimiser with a group each for what is trained alike, own rates and warm-ups, one decay."""
         hp = self.hparams
-        groups = [
-            Group("vlm", list(self.vlm.parameters()), hp["lr"], hp["warmup_steps"]),
-            Group("critic", list(self.critic.parameters()), hp["critic_lr"], hp["critic_warmup_steps"]),
-        ]
         decay = self.steps_of_fit("decay_steps: null") if hp["decay_steps"] is None else hp["decay_steps"]
+        groups = groups_of(self.vlm, self.critic, hp)
         optimizer, schedule = make_optimizer(hp["optimizer"], groups, hp["weight_decay"], decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -10,7 +10,7 @@ import torch
 from steps import Precision, a_module
 from torch.profiler import ProfilerActivity, profile
 
-from lightning_vlmq import VLMQ, TurnEncoder
+from lightning_vlmq import VLM, VLMQ, TurnEncoder
 from lightning_vlmq.batches import TokenBatch
 from lightning_vlmq.estimate.stages import StepMemory, Training
 from lightning_vlmq.shapes import shapes, without_numbers
@@ -21,6 +21,7 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
     "checkpointed": ({"gradient_checkpointing": True}, {"min_pass_rate": 0.2, "threshold": 0.0}, True),
     "above": ({"lora_layers": 1, "train_head": True}, {"critic": "embeddings", "critic_replay": 3}, False),
     "whole": ({"train_language_model": True}, {"critic_states": "detached"}, True),
+    "tower": ({"train_vision_tower": True}, {"critic_states": "adapted"}, True),
     "dropping out": ({"lora_dropout": 0.1}, {"actor": "max_q"}, True),
     "4 bits": ({"load_in_4bit": True, "dtype": "bfloat16"}, {"optimizer": "adamw8bit"}, True),
     "SFT": ({"use_dora": True}, {"td_weight": 0.0}, False),
@@ -37,11 +38,13 @@ def batch(encoder: TurnEncoder, pairs: list) -> TokenBatch:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_shapes_take_what_numbers_take(way: str, tiny_folder: Path, batch: TokenBatch) -> None:
+def test_shapes_take_what_numbers_take(way: str, tiny_folder: Path, batch: TokenBatch, pairs: list) -> None:
     of_vlm, of_module, mixed = WAYS[way]
     if of_vlm.get("load_in_4bit") or of_vlm.get("dtype"):  # features are of the tower's type
         batch.inputs["image_features"] = batch.inputs["image_features"].to(torch.bfloat16)
         batch.next_inputs["image_features"] = batch.next_inputs["image_features"].to(torch.bfloat16)
+    if of_vlm.get("train_vision_tower"):  # it is given pixels
+        batch = TurnEncoder(VLM(str(tiny_folder), **of_vlm)).batch(*zip(*pairs[:6], strict=True))
     real = a_step(a_module(tiny_folder, of_vlm, of_module, numbers=True), batch, mixed)
     module = a_module(tiny_folder, of_vlm, of_module, numbers=False)
     assert all(without_numbers(p) for p in module.parameters())

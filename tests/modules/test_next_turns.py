@@ -1,6 +1,7 @@
 """A next turn that the batch holds is read off the same forward pass: the same losses, fewer prompts read."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,6 +83,16 @@ def test_windows_have_the_losses_and_gradients_of_turns_read_apart(
                 )
     for (name, value), (_, wanted) in zip(other.critic.named_buffers(), one.critic.named_buffers(), strict=True):
         torch.testing.assert_close(value, wanted, **CLOSE, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_so_have_they_with_a_tower_that_is_trained(tiny_folder: Path, rows: list[Any]) -> None:
+    vlm = VLM(str(tiny_folder), lora_rank=2, train_vision_tower=True)
+    encoder = TurnEncoder(vlm)
+    apart, together = (encoded(encoder, rows, together=whether) for whether in (False, True))
+    assert len(together.next_inputs["live_pixel_values"]) < len(apart.next_inputs["live_pixel_values"])
+    one, other = (step(agent(vlm, critic_states="adapted"), batch) for batch in (apart, together))
+    assert any("vision_model" in name for name in one[1])
+    torch.testing.assert_close(other, one, **CLOSE, equal_nan=True)
 
 
 def test_only_the_last_turn_of_a_window_has_its_next_one_read(

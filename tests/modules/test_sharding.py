@@ -157,6 +157,10 @@ def test_compiled_layers_four_bits_and_the_older_fsdp_are_refused(vlm: VLM) -> N
         check_shardable(FSDPStrategy(), vlm, {}, "32-true")
     parallel = ModelParallelStrategy(save_distributed_checkpoint=False)
     parallel._device_mesh = {"tensor_parallel": type("One", (), {"size": lambda self: 1})()}  # type: ignore[assignment]
+    vlm.trains_base = ("train_vision_tower",)
+    with pytest.raises(ValueError, match=r"vlm.train_vision_tower does not go with ModelParallelStrategy; set it to"):
+        check_shardable(parallel, vlm, {}, "32-true")
+    vlm.trains_base = ()
     vlm.compiled = True
     with pytest.raises(ValueError, match=r"vlm.compile does not go with ModelParallelStrategy; set it to null"):
         check_shardable(parallel, vlm, {}, "32-true")

@@ -9,8 +9,8 @@ encoded in the collation, so that this is compared with it. AFSFT has the paper'
 and pictures were encoded before. Every turn goes on: the value of its next one is needed. The bound: floating-point
 operations of the step, as PyTorch counts them, over what a product of two 2,048 x 2,048 matrices reaches in that round.
 On a CPU TRL's language head scores all positions of a row, on GPUs those of the reply. On a machine with other work
-take ``--clock cpu`` and say so by ``--note``. TRL has to be there (``benchmarks/trl_peer.py`` says how), or
-``--without_trl``.
+take ``--clock cpu`` and say so by ``--note``. TRL has to be there (``pip install -c constraints.txt -e ".[bench]"``),
+or ``--without_trl``.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from benchmarks.rows import RESULTS, Row, Spent, machine, row, save, spent
 from benchmarks.ways import AFSFT, BASE, NAIVE, NO_CACHE, SFT, SINGLE, TRL_SFT, WAYS, Way, Ways
 
 BENCH, BOUND = "training_step", "bound"
-COLLATED = "collation included"
+COLLATED, COLLATION = "collation included", "collation"
 # ours, the other, whether with collation, what is demanded
 PAIRS = (
     (AFSFT, TRL_SFT, False, "<= .36"),
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def rounds(ways: dict[str, Way], count: int) -> tuple[dict[str, list[Spent]], dict[str, int]]:
-    """What each way's step took in each round, also with its collation, and the operations of a step."""
+    """What each way's step took in each round, its collation, both together; and the operations of a step."""
     flops = {name: _operations(way) for name, way in ways.items()}  # this is the warm-up, too
     times: dict[str, list[Spent]] = {}
     for number in range(count):
@@ -95,6 +95,7 @@ def rounds(ways: dict[str, Way], count: int) -> tuple[dict[str, list[Spent]], di
             batch, before = spent(ways[name].collate)
             _, step = spent(ways[name].step, batch)
             times.setdefault(name, []).append(step)
+            times.setdefault(f"{name}, {COLLATION}", []).append(before)
             times.setdefault(f"{name}, {COLLATED}", []).append(before + step)
             print(f"round {number}: {name} {step}; collation {before}", flush=True)
     return times, flops
@@ -105,6 +106,8 @@ def rows_of(times: dict[str, list[Spent]], flops: dict[str, int], case: str, clo
     unit = {"cpu": "CPU s", "wall": "s"}[clock]
     found = {name: [getattr(each, clock) for each in spent] for name, spent in times.items()}
     rows = []
+    share = [(name, found[name]) for name in (f"{AFSFT}, {COLLATION}", f"{AFSFT}, {COLLATED}")]
+    rows.append(row(BENCH, case, *share, unit=unit, machine=where, demanded="<= .05"))
     for ours, other, collated, demanded in PAIRS:
         if ours in found and other in found:
             behind = f", {COLLATED}" if collated else ""

@@ -1,10 +1,8 @@
 """TRL's SFTTrainer on the same turns: its own collated batch, its own training step.
 
-TRL is for comparison only and no dependency of anything here. Beside what ``make setup`` installs (the versions of
-constraints.txt, of which it takes accelerate, datasets, peft and transformers)::
+TRL is for comparison only, and nothing else here takes it::
 
-    pip install --no-deps --target runs/trl trl==1.16.0
-    export PYTHONPATH=runs/trl
+    pip install -c constraints.txt -e ".[bench]"
 """
 
 import io
@@ -24,7 +22,7 @@ from lightning_vlmq.vlm import VLM
 
 __all__ = ["INSTALL", "TRL"]
 
-INSTALL = "pip install --no-deps --target runs/trl trl==1.16.0, then PYTHONPATH=runs/trl"
+INSTALL = 'pip install -c constraints.txt -e ".[bench]"'
 
 
 class TRL:
@@ -47,7 +45,7 @@ class TRL:
             from datasets import Dataset
             from trl import SFTConfig, SFTTrainer
         except ImportError as error:
-            raise SystemExit(f"TRL's part needs {error.name}: {INSTALL}; or leave it out with --without_trl") from None
+            raise SystemExit(f"TRL's part needs {error.name} ({INSTALL}); or leave it out: --without_trl") from None
         network: Any = AutoModelForImageTextToText.from_pretrained(folder)
         adapter = vlm.network.peft_config["default"]
         same = LoraConfig(

@@ -1,4 +1,4 @@
-"""The benchmarks' pieces on a tiny shape: that they compare the same, count what they say, and that the tables are made."""
+"""The benchmarks' pieces on a tiny shape: both sides do the same, what is counted, and the tables."""
 
 import json
 from pathlib import Path

@@ -26,11 +26,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.case import CASES, make_folder
 from benchmarks.rows import RESULTS, machine, row, save
-from benchmarks.ways import AFSFT, BASE, NAIVE, NO_CACHE, SFT, SINGLE, TRL_SFT, WAYS, Ways
+from benchmarks.ways import AFSFT, BASE, NAIVE, NO_CACHE, SFT, SINGLE, TRL_REPLIES, TRL_SFT, WAYS, Ways
 
 BENCH = "training_memory"
 PAIRS = (
     (AFSFT, TRL_SFT, "<= .60"),
+    (AFSFT, TRL_REPLIES, ""),
     (SINGLE, TRL_SFT, ""),
     (NO_CACHE, TRL_SFT, ""),
     (BASE, TRL_SFT, ""),
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = [peak(lambda: way.step(way.collate())) for _ in range(options.rounds)]
         print(json.dumps(found))
         return
-    names = [name for name in WAYS if name != TRL_SFT or not options.without_trl]
+    names = [name for name in WAYS if "TRL" not in name or not options.without_trl]
     peaks = {}
     with TemporaryDirectory() as folder:
         make_folder(case, Path(folder))

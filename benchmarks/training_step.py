@@ -8,12 +8,13 @@ critic, the target's; collation is from turns (TRL: rows) in memory to a batch. 
 encoded in the collation, so that this is compared with it. AFSFT has the paper's options where nothing else is said,
 and pictures were encoded before. Every turn goes on: the value of its next one is needed. The bound: floating-point
 operations of the step, as PyTorch counts them, over what a product of two 2,048 x 2,048 matrices reaches in that round.
-On a CPU TRL's language head scores all positions of a row, on GPUs those of the reply. On a machine with other work
-take ``--clock cpu`` and say so by ``--note``. TRL has to be there (``pip install -c constraints.txt -e ".[bench]"``),
-or ``--without_trl``.
+On a CPU TRL's language head scores all positions of a row, on GPUs those of the reply: that is compared, too. On a
+machine with other work take ``--clock cpu`` and say so by ``--note``. TRL has to be there
+(``pip install -c constraints.txt -e ".[bench]"``), or ``--without_trl``.
 """
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from benchmarks.case import CASES, make_folder
 from benchmarks.rows import RESULTS, Row, Spent, machine, row, save, spent
-from benchmarks.ways import AFSFT, BASE, NAIVE, NO_CACHE, SFT, SINGLE, TRL_SFT, WAYS, Way, Ways
+from benchmarks.ways import AFSFT, BASE, NAIVE, NO_CACHE, SFT, SINGLE, TRL_REPLIES, TRL_SFT, WAYS, Way, Ways
 
 BENCH, BOUND = "training_step", "bound"
 COLLATED, COLLATION = "collation included", "collation"
@@ -35,6 +36,8 @@ PAIRS = (
     (AFSFT, TRL_SFT, True, "<= .36"),
     (SINGLE, TRL_SFT, False, ""),
     (NO_CACHE, TRL_SFT, True, "<= 1.15"),
+    (AFSFT, TRL_REPLIES, False, ""),
+    (NO_CACHE, TRL_REPLIES, True, ""),
     (BASE, TRL_SFT, False, ""),
     (SFT, TRL_SFT, False, ""),
     (AFSFT, SFT, False, ""),
@@ -53,8 +56,13 @@ def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any
     return sdpa_backward_flop_count(gradient, query, key, value)
 
 
-# by itself PyTorch counts attention on GPUs only
+def _product_in_place(_: Any, one: Any, other: Any, **__: Any) -> int:
+    return 2 * math.prod(one) * other[1]
+
+
+# by itself PyTorch counts attention on GPUs only, and no products that are added in place
 _ON_CPU: Any = {
+    torch.ops.aten.addmm_: _product_in_place,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
@@ -75,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
     case = CASES[options.case]
-    names = [name for name in WAYS if name != TRL_SFT or not options.without_trl]
+    names = [name for name in WAYS if "TRL" not in name or not options.without_trl]
     with TemporaryDirectory() as folder:
         ways = Ways(case, make_folder(case, Path(folder)), options.turns)
         times, flops = rounds({name: ways.make(name) for name in names}, options.rounds)

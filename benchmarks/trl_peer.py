@@ -9,6 +9,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from peft import LoraConfig
 from PIL import Image
@@ -95,6 +96,11 @@ class TRL:
         trainer.optimizer.step()
         trainer.lr_scheduler.step()
         trainer.model.zero_grad(self._to_none)
+
+    def step_as_on_a_gpu(self, batch: Any) -> None:
+        """The same, but that its head scores the reply's positions only: on a CPU it scores all of them."""
+        with mock.patch("trl.trainer.utils._use_triton", return_value=True):
+            self.step(batch)
 
 
 def _row(vlm: VLM, turn: Turn) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from lightning_vlmq.features import FeatureCache
 from lightning_vlmq.modules.optim import Group, clip_groups, make_optimizer
 from lightning_vlmq.turns import Turn
 
-__all__ = ["AFSFT", "BASE", "NAIVE", "NO_CACHE", "SFT", "SINGLE", "TRL_SFT", "WAYS", "Way", "Ways"]
+__all__ = ["AFSFT", "BASE", "NAIVE", "NO_CACHE", "SFT", "SINGLE", "TRL_REPLIES", "TRL_SFT", "WAYS", "Way", "Ways"]
 
 AFSFT = "AFSFT, windows of 4"
 SINGLE = "AFSFT, windows of 1"
@@ -27,8 +27,9 @@ NO_CACHE = "AFSFT, windows of 4, no feature cache"
 BASE = "AFSFT, windows of 4, default options"
 SFT = "SFT (ours)"
 TRL_SFT = "TRL SFT"
+TRL_REPLIES = "TRL SFT, replies scored only"
 NAIVE = "naive AFSFT"
-WAYS = (AFSFT, SINGLE, NO_CACHE, BASE, SFT, TRL_SFT, NAIVE)
+WAYS = (AFSFT, SINGLE, NO_CACHE, BASE, SFT, TRL_SFT, TRL_REPLIES, NAIVE)
 
 _WINDOW = 4
 _CLIP, _TAU = 2.0, 0.008  # the paper's
@@ -70,9 +71,9 @@ class Ways:
         """The way of a name out of ``WAYS``; it may leave gradients in place behind a step, set to zero."""
         self._to_none = not keep_gradients
         if name == TRL_SFT:
-            turns = [turn for window in self.windows for turn in _turns(window)]
-            trl = TRL(self.folder, self.vlm, turns, _CLIP, set_to_none=self._to_none)
-            return Way(trl.collate, trl.step)
+            return Way(self._trl.collate, self._trl.step)
+        if name == TRL_REPLIES:
+            return Way(self._trl.collate, self._trl.step_as_on_a_gpu)
         if name == NAIVE:
             return Way(self._naive_batch, self._paper.naive)
         if name == NO_CACHE:
@@ -91,6 +92,11 @@ class Ways:
 
     def _update(self, options: dict[str, Any]) -> "_Update":
         return _Update(VLMQ(self.vlm, **options), self._to_none)
+
+    @functools.cached_property
+    def _trl(self) -> TRL:
+        turns = [turn for window in self.windows for turn in _turns(window)]
+        return TRL(self.folder, self.vlm, turns, _CLIP, set_to_none=self._to_none)
 
     @functools.cached_property
     def _encoder(self) -> TurnEncoder:

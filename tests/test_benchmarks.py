@@ -12,7 +12,7 @@ from benchmarks.case import CASES, PROMPT, make_folder, make_turns
 from benchmarks.naive import naive_loss
 from benchmarks.rows import Row, Spent, read_rows, row, save
 from benchmarks.training_memory import peak
-from benchmarks.ways import AFSFT, NAIVE, NO_CACHE, SFT, SINGLE, TRL_SFT, Ways
+from benchmarks.ways import AFSFT, NAIVE, NO_CACHE, SFT, SINGLE, TRL_REPLIES, TRL_SFT, Ways
 from lightning_vlmq import VLM, VLMQ
 from lightning_vlmq.batches import TurnEncoder
 
@@ -81,6 +81,9 @@ def test_trl_trains_on_the_same_tokens(ways: Ways) -> None:
     assert torch.equal(batch["input_ids"][:, :-1], ours.inputs["input_ids"])  # ours does not read the last token
     assert torch.equal(batch["labels"][:, -5:], ours.reply_ids)
     assert (batch["labels"][:, :-5] == -100).all()
+    scored = [training_step._operations(ways.make(name)) for name in (TRL_SFT, TRL_REPLIES)]
+    # 3 x 2 operations at each of the other positions, of which the last of 32 predicts nothing
+    assert scored[0] - scored[1] == 6 * 32 * 3100 * 8 * (31 - 5)
 
 
 def test_a_step_of_each_way_is_timed_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +92,7 @@ def test_a_step_of_each_way_is_timed_and_counted(tmp_path: Path, capsys: pytest.
     rows = {(each.ours, each.other.split()[0]): each for each in read_rows(tmp_path / "training_step.json")}
     assert rows[AFSFT, NAIVE.split()[0]].n == 2
     assert rows[AFSFT, NAIVE.split()[0]].machine.endswith("CPU, 1 thread, in a test")
-    assert not any(TRL_SFT in (each.ours, each.other) for each in rows.values())
+    assert not any("TRL" in each.ours + each.other for each in rows.values())
     assert "round 1: naive AFSFT" in capsys.readouterr().out
 
 

@@ -1,6 +1,6 @@
 """Time of a training step: ours, TRL's SFTTrainer, AFSFT as the paper's text reads, and the bound of the machine.
 
-    python -m benchmarks.training_step --threads 1                     # the table's rows (half an hour)
+    python -m benchmarks.training_step --threads 1                     # the table's rows: half an hour, 12 GB
     python -m benchmarks.training_step --case tiny --results runs      # seconds; its ratios say nothing
 
 The rounds take all ways in turn, in an order that changes. A step is losses, gradients, clipping, AdamW and, with a

@@ -66,6 +66,7 @@ class VLM(nn.Module):
     Attributes:
         trains_base: Names of the options that train weights of the model as it was loaded.
         compiled: Whether layers are compiled.
+        options: All arguments above but the name: with both, another process makes the same VLM again.
 
     Raises:
         ValueError: The model has no image input or takes no encoded pictures, its processor lacks a package, the name
@@ -93,7 +94,9 @@ class VLM(nn.Module):
         gradient_checkpointing: bool = False,
         compile: str | None = None,
     ) -> None:
+        given = dict(locals())
         super().__init__()
+        self.options = {key: value for key, value in given.items() if key not in ("self", "name", "__class__")}
         whole = train_language_model
         chosen = {"train_language_model": whole, "train_vision_tower": train_vision_tower}
         self.trains_base = tuple(option for option, is_on in chosen.items() if is_on)

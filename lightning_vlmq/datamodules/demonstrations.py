@@ -2,8 +2,9 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from lightning_vlmq.features import FeatureCache
 from lightning_vlmq.prompts import PromptMethod
 from lightning_vlmq.store import TurnStore
 from lightning_vlmq.turns import Turn
+from lightning_vlmq.vlm import VLM
 
 __all__ = ["Demonstrations"]
 
@@ -249,11 +251,19 @@ class Demonstrations(L.LightningDataModule):
             raise ValueError("Demonstrations needs a module with a `vlm` (such as VLMQ) in the same Trainer")
         return module.vlm
 
-    def _make_encoder(self) -> TurnEncoder:
-        vlm = self._vlm()
+    def encoder_recipe(self) -> Callable[[VLM], TurnEncoder]:
+        """Makes the encoder of a VLM; it can be sent to a process that plays."""
         path = Path(self.features) if self.features else self.folder / "features.sqlite"
-        features = FeatureCache(vlm, path, memory_mb=self.features_memory_mb)
-        return TurnEncoder(vlm, self.prompt, features=features, max_reply_tokens=self.max_reply_tokens)
+        return partial(
+            _encoder,
+            prompt=self.prompt,
+            features=path,
+            memory_mb=self.features_memory_mb,
+            max_reply_tokens=self.max_reply_tokens,
+        )
+
+    def _make_encoder(self) -> TurnEncoder:
+        return self.encoder_recipe()(self._vlm())
 
     def _check_replies(self, rows: Rows) -> None:
         """Encodes every distinct reply as text once, and looks at the longest one in our tokens: before the fit."""
@@ -292,6 +302,11 @@ class Demonstrations(L.LightningDataModule):
 def spread(length: int, count: int) -> Rows:
     """Places from 0 to ``length - 1``, ``count`` at most, both ends among them and the others evenly between."""
     return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(np.int64))
+
+
+def _encoder(vlm: VLM, *, prompt: PromptMethod, features: Path, memory_mb: int, max_reply_tokens: int) -> TurnEncoder:
+    cache = FeatureCache(vlm, features, memory_mb=memory_mb)
+    return TurnEncoder(vlm, prompt, features=cache, max_reply_tokens=max_reply_tokens)
 
 
 def _augmented(turn: Turn, augmentation: Augmentation, rng: np.random.Generator) -> Turn:

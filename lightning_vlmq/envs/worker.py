@@ -1,30 +1,22 @@
 """Environments that are slow, or may crash: each in a process of its own that is replaced when it fails."""
 
-import atexit
 import contextlib
-import functools
-import multiprocessing
-import os
 import pickle
-import signal
-import threading
-import traceback
 import warnings
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess, parent_process
+from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn
 
 import gymnasium as gym
 
 from lightning_vlmq.envs.agent import AgentEnv, EpisodeLostError, Outcome
+from lightning_vlmq.processes import CLOSE_SECONDS, failure, kill, spawn
 from lightning_vlmq.turns import Observation
 
 __all__ = ["WorkerEnv"]
 
 _START_SECONDS = 120.0
 """For Python, the environment's own imports and its construction; not counted in ``timeout``."""
-
-_CLOSE_SECONDS = 5.0
 
 
 class WorkerEnv(AgentEnv):
@@ -131,8 +123,8 @@ class WorkerEnv(AgentEnv):
             return
         if not self._calling:  # else another thread waits for an answer, and holds the connection
             self._connection.close()  # the worker then closes its environment and ends
-            self._process.join(_CLOSE_SECONDS)
-        _kill(self._process)
+            self._process.join(CLOSE_SECONDS)
+        kill(self._process)
 
     # -- parts ----------------------------------------------------------------------------------------------
 
@@ -174,21 +166,15 @@ class WorkerEnv(AgentEnv):
         return result
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        connection, theirs = context.Pipe()
-        with theirs:  # closed here, else its end would not be noticed
-            process = context.Process(target=_serve, args=(theirs, self._recipe), name=self.name, daemon=True)
-            process.start()
-        _running().add(process)
-        self._process, self._connection = process, connection
-        if not connection.poll(_START_SECONDS):
+        self._process, self._connection = spawn(_serve, self._recipe, name=self.name)
+        if not self._connection.poll(_START_SECONDS):
             raise TimeoutError(f"the process did not start within {_START_SECONDS:g} s")
-        connection.recv()
+        self._connection.recv()
 
     def _fail(self, method: str, what: str, trace: str = "") -> NoReturn:
         """Counts a failure and ends the process."""
         if self._process is not None:
-            _kill(self._process)
+            kill(self._process)
         if self._closed:
             raise RuntimeError(f"environment {self.name} is closed")
         if self._connection is not None:
@@ -202,33 +188,8 @@ class WorkerEnv(AgentEnv):
         raise EpisodeLostError(f"{message}\n{trace}".rstrip())
 
 
-@functools.cache
-def _running() -> set[BaseProcess]:
-    """Workers of this process. They end with it, whatever they do: multiprocessing would wait for them."""
-    running: set[BaseProcess] = set()
-    atexit.register(_kill_all, running)
-    return running
-
-
-def _kill_all(processes: set[BaseProcess]) -> None:
-    for process in tuple(processes):
-        _kill(process)
-
-
-def _kill(process: BaseProcess) -> None:
-    """Ends a worker and what it has started, also what is left of one that died."""
-    _running().discard(process)
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # it does not lead a group yet, or all are gone
-        assert process.pid is not None
-        os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
-    process.join(_CLOSE_SECONDS)  # not for ever: a process in the kernel, waiting for a device, cannot be killed
-
-
 def _serve(connection: Connection, recipe: bytes) -> None:
     """The worker: answers calls of the environment's methods until nobody asks any more."""
-    os.setsid()  # Ctrl-C is for the trainer, who ends its workers; what they start ends with them
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     played: AgentEnv | None = None
     with contextlib.suppress(EOFError, OSError):
         failed = None
@@ -236,32 +197,15 @@ def _serve(connection: Connection, recipe: bytes) -> None:
             env, options = pickle.loads(recipe)
             played = AgentEnv(env, **options)
         except Exception as error:
-            failed = _failure(error)
+            failed = failure(error)
         connection.send(None)
         while True:
             method, arguments = connection.recv()
             try:
                 answer = failed or (True, getattr(played, method)(*arguments))
             except Exception as error:
-                answer = _failure(error)
+                answer = failure(error)
             connection.send(answer)
     if played is not None:
         with contextlib.suppress(Exception):
             played.close()
-    _end()
-
-
-def _failure(error: Exception) -> tuple[bool, tuple[str, str]]:
-    return False, (f"{type(error).__name__}: {error}", traceback.format_exc())
-
-
-def _end_with_parent() -> None:
-    """Ends the worker where the trainer was killed, unless it is in foreign code that holds Python's lock."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    _end()
-
-
-def _end() -> None:
-    os.killpg(0, signal.SIGKILL)

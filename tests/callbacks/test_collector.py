@@ -26,7 +26,7 @@ from lightning_vlmq import (
     shards,
 )
 from lightning_vlmq.batches import TokenBatch, TurnEncoder
-from lightning_vlmq.callbacks import collector
+from lightning_vlmq.callbacks import player
 from lightning_vlmq.envs import NumberLine, WorkerEnv
 from lightning_vlmq.policy import VLMPolicy
 from lightning_vlmq.prompts import PromptMethod
@@ -313,7 +313,7 @@ def test_what_training_reads_otherwise_than_it_was_played_is_named(
         return replace(turn, observation=replace(turn.observation, images=(black.getvalue(),)))
 
     if lost == "template":
-        monkeypatch.setattr(collector, "VLMPolicy", _OtherTemplate)
+        monkeypatch.setattr(player, "VLMPolicy", _OtherTemplate)
     else:
         monkeypatch.setattr(shards, "to_turn", other)
     with pytest.warns(UserWarning, match=named):

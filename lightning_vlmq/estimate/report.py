@@ -109,13 +109,19 @@ def estimate(
         stages[f"collecting demonstrations, {collected} replies at once"] = _generated(
             module, turns, collected, before_fit
         )
+    meanwhile = _played_meanwhile(callbacks)
+    other = 0
+    if meanwhile:  # with a VLM of its own
+        generated = _generated(module, turns, meanwhile, before_fit)
+        stages[f"collecting meanwhile, {meanwhile} replies at once, beside all below"] = generated
+        other = generated + _CONTEXT
     training = Training(module, precision, accumulate=accumulate, clip=clip)
     buckets = training.gradients if exchanged else 0
     step = training.step(turns.batch(data.batch_size))
     critic_memory = training.critic_memory
-    beside = buckets + critic_memory
+    beside = buckets + critic_memory + other
     twice = training.step(turns.batch(2 * data.batch_size))
-    stages[_TRAINING] = step.peak + buckets
+    stages[_TRAINING] = step.peak + buckets + other
     # a tower that is trained encodes in the steps themselves
     if not module.vlm.trains_vision_tower and (pictures := turns.pictures(_ENCODED_AT_ONCE)):
         name = f"encoding pictures, {len(pictures)} at once"
@@ -144,11 +150,19 @@ def _played(data: Demonstrations, callbacks: Sequence[Any]) -> list[tuple[str, i
     """What plays while a fit goes on, and how many replies it samples at once; the most of each kind."""
     found: dict[str, int] = {}
     for callback in callbacks:
+        if getattr(callback, "asynchronous", False):
+            continue  # in a process of its own
         for name, what in (("environments", "collecting"), ("episodes", "scoring")):
             rows = getattr(callback, name, None)
             if isinstance(rows, int) and not isinstance(rows, bool):
                 found[what] = max(found.get(what, 0), min(rows, _GENERATED_AT_ONCE))
     return [(what, rows) for what, rows in found.items() if rows > 0]
+
+
+def _played_meanwhile(callbacks: Sequence[Any]) -> int:
+    """Replies that a process of its own samples at once while the trainer trains; 0 where there is none."""
+    found = [callback.environments for callback in callbacks if getattr(callback, "asynchronous", False)]
+    return min(_GENERATED_AT_ONCE, max(found, default=0))
 
 
 def _collected_at_once(data: Demonstrations) -> int:

@@ -105,6 +105,7 @@ def test_the_parts_of_a_plain_configuration(tiny_folder: Path) -> None:
 
     class Collects:
         environments = 6
+        asynchronous = False
 
     found = estimate(module, data, precision=Precision(True), callbacks=[Collects()], exchanged=True)
     parts = {part.name: part for part in found.parts}
@@ -126,6 +127,13 @@ def test_the_parts_of_a_plain_configuration(tiny_folder: Path) -> None:
     alone = estimate(module, data, precision=Precision(True))
     assert found.stages["training step"] - alone.stages["training step"] == found.gradients // 2
     assert found.peak == max(found.stages.values()) + 2**29
+    Collects.asynchronous = True
+    meanwhile = estimate(module, data, precision=Precision(True), callbacks=[Collects()], exchanged=True)
+    play = meanwhile.stages.pop("collecting meanwhile, 6 replies at once, beside all below")
+    assert list(meanwhile.stages) == list(found.stages)[:3]
+    assert meanwhile.stages["training step"] == found.stages["training step"] + play + 2**29
+    # the VLM once more, without what trains it
+    assert size(weights_of(module.vlm)) < play < found.stages["collecting, 6 replies at once"]
 
 
 def test_a_critic_s_memory_is_on_the_card(tiny_folder: Path) -> None:

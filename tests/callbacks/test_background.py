@@ -31,6 +31,7 @@ from lightning_vlmq import (
 )
 from lightning_vlmq.agreement import compare, prompt_mark
 from lightning_vlmq.callbacks.background import BackgroundPlayer, _made, _put, _trained_weights
+from lightning_vlmq.callbacks.player import Order, Played
 from lightning_vlmq.collection import online_seed
 from lightning_vlmq.envs import NumberLine
 from lightning_vlmq.turns import Episode, Turn
@@ -296,7 +297,7 @@ if __name__ == "__main__":
         accelerator="cpu", devices=2, strategy="ddp", max_epochs=4, default_root_dir=folder, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
         callbacks=[
-            TargetCriticEMA(), OnlineCollector(environments=2, steps=8, epsilon=1.0, asynchronous=True), Killed()
+            TargetCriticEMA(), OnlineCollector(environments=2, steps=12, epsilon=1.0, asynchronous=True), Killed()
         ],
     ).fit(VLMQ(VLM(vlm, lora_rank=2)), data)
 """
@@ -325,8 +326,8 @@ def test_ranks_play_apart_and_nothing_is_left_of_a_killed_trainer(tiny_folder: P
     seeds = [{episode.turns[0].seed for episode in store.episodes()} for store in found]
     assert all(seeds)
     assert not seeds[0] & seeds[1]
-    # of three plays what has ended: no more than two episodes were open
-    assert all(3 * PLAY - 2 * 12 <= len(store.samples) <= 3 * PLAY for store in found)
+    # of three plays what has ended: two episodes were open, of ten turns at most
+    assert all(3 * 2 * 12 - 2 * 10 < len(store.samples) <= 3 * 2 * 12 for store in found)
 
 
 def _marked(mark: str) -> list[int]:
@@ -373,6 +374,15 @@ def test_the_process_computes_as_the_trainer_does(vlm: VLM, tmp_path: Path) -> N
     for (name, one), (_, two) in zip(vlm.named_parameters(), other.named_parameters(), strict=True):
         assert torch.equal(one, two), name
     assert (player.next_seed, mixed.next_seed) == (5, 5)
+
+
+def test_who_waits_for_a_play_can_be_called_away(vlm: VLM, tmp_path: Path) -> None:
+    player = _background(vlm, tmp_path, AgentEnv(NumberLine()), MixedPrecision("bf16-mixed", "cpu"))
+    player._playing, order = b"weights", Order(0, 8, 0.5, 0.4, 0.0)
+    player._connection, _theirs = multiprocessing.Pipe()  # whose other end says nothing
+    kept: list[Episode] = []
+    assert player.play(order, kept.append, lambda: True) == Played(order)
+    assert not kept
 
 
 def test_another_base_is_refused(vlm: VLM, tmp_path: Path) -> None:

@@ -21,7 +21,10 @@ from lightning_vlmq.prompts import PromptMethod
 from lightning_vlmq.turns import Observation, Turn
 from lightning_vlmq.vlm import EMBEDDED
 
-__all__ = ["CASES", "PROMPT", "Case", "make_folder", "make_turns"]
+__all__ = ["CASES", "MEASURED", "PROMPT", "Case", "make_folder", "make_turns"]
+
+MEASURED = "smolvlm-256m"
+"""The case that figures are demanded for."""
 
 PROMPT = PromptMethod(template="{text}")
 """The turns' text alone: its length is set to the token."""
@@ -69,7 +72,7 @@ def _sixth() -> Any:
 
 
 CASES = {
-    "smolvlm-256m": Case(smolvlm_256m, edge=512, picture=64, prompt=120, reply=12),
+    MEASURED: Case(smolvlm_256m, edge=512, picture=64, prompt=120, reply=12),
     # a sixth of the layers of tower and language model: to try things out; heads weigh more in it
     "smolvlm-sixth": Case(_sixth, edge=512, picture=64, prompt=120, reply=12),
     "tiny": Case(_tiny, edge=64, picture=4, prompt=20, reply=5),

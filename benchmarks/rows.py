@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["RESULTS", "Row", "Spent", "machine", "read_rows", "row", "save", "spent"]
+__all__ = ["RESULTS", "Row", "Spent", "machine", "read_rows", "row", "save", "spent", "without_demands"]
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("torch", "transformers", "peft", "trl")
@@ -106,6 +106,11 @@ def row(
         other_median=float(f"{median(other[1]):.4g}"),
         demanded=demanded,
     )
+
+
+def without_demands(rows: Sequence[Row]) -> list[Row]:
+    """Rows of another case than the figures are demanded for."""
+    return [each._replace(demanded="") for each in rows]
 
 
 def machine(note: str = "") -> str:

@@ -35,7 +35,7 @@ def table(rows: Sequence[Row]) -> str:
     lines = []
     for case in dict.fromkeys(each.case for each in rows):
         own = [each for each in rows if each.case == case]
-        lines += [f"{case[:1].upper()}{case[1:]}:", "", "| | over | ratio: median (least, most) | demanded | medians |"]
+        lines += [f"{case}:", "", "| | over | ratio: median (least, most) | demanded | medians |"]
         lines += ["|---|---|---|---|---|", *map(_line, own), ""]
         for said in dict.fromkeys((each.machine, each.n, tuple(each.versions.items())) for each in own):
             where, count, versions = said

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.case import CASES, make_folder
-from benchmarks.rows import RESULTS, machine, row, save
+from benchmarks.case import CASES, MEASURED, make_folder
+from benchmarks.rows import RESULTS, machine, row, save, without_demands
 from benchmarks.ways import AFSFT, BASE, NAIVE, NO_CACHE, SFT, SINGLE, TRL_REPLIES, TRL_SFT, WAYS, Ways
 
 BENCH = "training_memory"
@@ -44,7 +44,7 @@ PAIRS = (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=sorted(CASES), default="smolvlm-256m")
+    parser.add_argument("--case", choices=sorted(CASES), default=MEASURED)
     parser.add_argument("--turns", type=int, default=8, help="turns of a batch")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
@@ -75,21 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{name}: {max(peaks[name]):,.0f} MB", flush=True)
     what = f"{options.case}, {case}, batch {options.turns}"
     pairs = [pair for pair in PAIRS if {*pair[:2]} <= set(names)]
-    save(
-        [
-            row(
-                BENCH,
-                what,
-                (ours, peaks[ours]),
-                (other, peaks[other]),
-                unit="MB",
-                machine=machine(),
-                demanded=demanded,
-            )
-            for ours, other, demanded in pairs
-        ],
-        options.results,
-    )
+    rows = [
+        row(BENCH, what, *((name, peaks[name]) for name in pair), unit="MB", machine=machine(), demanded=demanded)
+        for *pair, demanded in pairs
+    ]
+    save(rows if options.case == MEASURED else without_demands(rows), options.results)
 
 
 def peak(function: Callable[[], Any]) -> int:

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from benchmarks.case import CASES, make_folder
-from benchmarks.rows import RESULTS, Row, Spent, machine, row, save, spent
+from benchmarks.case import CASES, MEASURED, make_folder
+from benchmarks.rows import RESULTS, Row, Spent, machine, row, save, spent, without_demands
 from benchmarks.ways import AFSFT, BASE, NAIVE, NO_CACHE, SFT, SINGLE, TRL_REPLIES, TRL_SFT, WAYS, Way, Ways
 
 BENCH, BOUND = "training_step", "bound"
@@ -71,7 +71,7 @@ _ON_CPU: Any = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=sorted(CASES), default="smolvlm-256m")
+    parser.add_argument("--case", choices=sorted(CASES), default=MEASURED)
     parser.add_argument("--turns", type=int, default=8, help="turns of a batch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ways = Ways(case, make_folder(case, Path(folder)), options.turns)
         times, flops = rounds({name: ways.make(name) for name in names}, options.rounds)
     rows = rows_of(times, flops, f"{options.case}, {case}, batch {options.turns}", options.clock, machine(options.note))
-    save(rows, options.results)
+    save(rows if options.case == MEASURED else without_demands(rows), options.results)
 
 
 def rounds(ways: dict[str, Way], count: int) -> tuple[dict[str, list[Spent]], dict[str, int]]:

@@ -1,4 +1,4 @@
-"""NumberLines that take their time or fail; in a module of its own, so that a spawned process finds them."""
+"""A NumberLine that takes its time or fails; in a module of its own, so that a spawned process finds it."""
 
 import time
 from typing import Any
@@ -7,7 +7,7 @@ from lightning_vlmq.envs import NumberLine
 
 
 class Slow(NumberLine):
-    """Takes some seconds a step; ``fails_at`` is the step of an environment at which it raises, 0 for none."""
+    """Its picture takes some seconds; ``fails_at`` is the step of an environment at which it raises, 0 for none."""
 
     def __init__(self, seconds: float = 0.0, fails_at: int = 0) -> None:
         super().__init__()
@@ -19,5 +19,8 @@ class Slow(NumberLine):
         self._made += 1
         if self._made == self.fails_at:
             raise ZeroDivisionError("seven by nothing")
-        time.sleep(self.seconds)
         return super().step(action)
+
+    def images(self) -> Any:
+        time.sleep(self.seconds)
+        return super().images()

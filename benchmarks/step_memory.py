@@ -102,12 +102,12 @@ SHAPES = {
 class Plain(VLM):
     """A VLM that reads tokens alone, made around a network."""
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, *, train_head: bool = False) -> None:
         nn.Module.__init__(self)
         self.trains_base, self.head_output, self.forbidden_ids = (), HeadOutput(), ()
         self.pictures: Any = _NoPictures()
         options = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05}
-        self.network = add_adapter(network.requires_grad_(False), "all-linear", None, **options)
+        self.network = add_adapter(network.requires_grad_(False), "all-linear", None, train_head=train_head, **options)
 
 
 class _NoPictures:
@@ -151,12 +151,12 @@ def _row(name: str, four_bit: bool, options: argparse.Namespace) -> list[str]:
         drop_numbers(module)
     training = Training(module, MixedPrecision("bf16-mixed", "cpu"))
     sizes = options.batch_size, 2 * options.batch_size
-    one, two = (training.step(_batch(size, tokens, options.reply)).peak for size in sizes)
+    one, two = (training.step(a_batch(size, tokens, options.reply)).peak for size in sizes)
     more = (two - one) / options.batch_size
     row = [name, "4 bits" if four_bit else "bfloat16", f"{whole:,}", str(tokens + options.reply - 1)]
     row += [f"{one / 2**30:.2f}", f"{more / 2**30:.2f}", f"{time.perf_counter() - start:.0f}"]
     if options.device:
-        allocated, reserved = _measured(config, four_bit, _batch(options.batch_size, tokens, options.reply), options)
+        allocated, reserved = _measured(config, four_bit, a_batch(options.batch_size, tokens, options.reply), options)
         row += [f"{allocated / 2**30:.2f}", f"{reserved / 2**30:.2f}", f"{one / allocated:.3f}"]
     return row
 
@@ -168,7 +168,7 @@ def _module(network: Any, options: argparse.Namespace) -> VLMQ:
     return VLMQ(Plain(network), critic_states=options.critic_states, threshold=0.0, **paper)
 
 
-def _batch(size: int, prompt: int, reply: int) -> TokenBatch:
+def a_batch(size: int, prompt: int, reply: int) -> TokenBatch:
     """Turns that all go on, of random tokens."""
     ids = torch.randint(10, 1000, (size, prompt + reply))
     yes, zeros = torch.ones(size, dtype=torch.bool), torch.zeros(size)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_vlmq.batches import TurnEncoder
+from lightning_vlmq.chunks import in_chunks
 from lightning_vlmq.losses import token_log_probs
 from lightning_vlmq.turns import Observation, Turn
 
@@ -103,7 +104,8 @@ def _differences(encoder: TurnEncoder, rows: Sequence[tuple[Turn, Turn, Turn]]) 
     vlm, batch = encoder.vlm, encoder.batch(turns, successors)
     with vlm.inference():
         hidden = vlm.hidden({k: v.to(vlm.device) for k, v in batch.inputs.items()}).cpu()
-        found = token_log_probs(vlm.logits(batch.predicting(hidden).to(vlm.device)).cpu(), batch.reply_ids)
-    noted = [torch.tensor(turn.log_probs) for turn in played]
-    tokens = zip(found, batch.mask, noted, strict=True)
-    return torch.cat([(row[mask][-len(before) :] - before).abs() for row, mask, before in tokens])
+        said = batch.predicting(hidden)[batch.mask].to(vlm.device), batch.reply_ids[batch.mask].to(vlm.device)
+        found = in_chunks(lambda h, ids: token_log_probs(vlm.logits(h), ids), *said, width=vlm.vocab_size).cpu()
+    tokens = zip(torch.split(found, batch.mask.sum(1).tolist()), played, strict=True)
+    noted = [(each, torch.tensor(turn.log_probs)) for each, turn in tokens]
+    return torch.cat([(each[-len(before) :] - before).abs() for each, before in noted])

@@ -4,6 +4,7 @@ Everything here computes in float32 whatever the VLM's precision: steps of .008 
 """
 
 import copy
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -71,18 +72,25 @@ class EmbeddingCritic(TokenCritic):
 
     Args:
         hidden_size: D.
-        token_embeddings: Of the base VLM ``[V, E]``; kept as one normalised copy that checkpoints leave out and the
-            target critic shares.
+        token_embeddings: Of the base VLM ``[V, E]``, of which one normalised copy is kept; or what returns them where
+            they stand for good: then only their mean and lengths are kept. Either stays out of checkpoints, and the
+            target critic shares it.
         width: Hidden units.
         layers: Hidden layers.
     """
 
-    def __init__(self, hidden_size: int, token_embeddings: Tensor, width: int = 400, layers: int = 1) -> None:
+    def __init__(
+        self, hidden_size: int, token_embeddings: Tensor | Callable[[], Tensor], width: int = 400, layers: int = 1
+    ) -> None:
         super().__init__()
-        self.tokens = _FrozenEmbeddings(token_embeddings)
+        self.tokens: _CopiedEmbeddings | _SharedEmbeddings
+        if isinstance(token_embeddings, Tensor):
+            self.tokens, size = _CopiedEmbeddings(token_embeddings), token_embeddings.shape[1]
+        else:
+            self.tokens, size = _SharedEmbeddings(token_embeddings), token_embeddings().shape[1]
         self.body = _body(hidden_size, width, layers)
         self.value = nn.Linear(width, 1, dtype=torch.float32)
-        self.direction = nn.Linear(width, token_embeddings.shape[1], dtype=torch.float32)
+        self.direction = nn.Linear(width, size, dtype=torch.float32)
         for layer in (self.value, self.direction):
             nn.init.normal_(layer.weight, std=1e-2)
             nn.init.zeros_(layer.bias)
@@ -93,20 +101,15 @@ class EmbeddingCritic(TokenCritic):
             z = self.body(h.float())
             direction = self.direction(z)
             if ids is None:
-                return self.value(z) + direction @ self.embeddings.T  # type: ignore[no-any-return]
-            return self.value(z) + torch.einsum("...d,...kd->...k", direction, self.embeddings[ids])  # type: ignore[no-any-return]
-
-    @property
-    def embeddings(self) -> Tensor:
-        """Normalised token embeddings ``[V, E]``."""
-        return self.tokens.rows
+                return self.value(z) + self.tokens.products(direction)  # type: ignore[no-any-return]
+            return self.value(z) + torch.einsum("...d,...kd->...k", direction, self.tokens.of(ids))  # type: ignore[no-any-return]
 
     def frozen_parts(self) -> list[nn.Module]:
         """The token embeddings."""
         return [self.tokens]
 
 
-class _FrozenEmbeddings(nn.Module):
+class _CopiedEmbeddings(nn.Module):
     """Token embeddings ``[V, E]``, centred, rows of norm 1; no parameter, not in checkpoints.
 
     A module, not a bare buffer: one that is shared moves to a device once, a shared tensor would be copied twice.
@@ -118,6 +121,43 @@ class _FrozenEmbeddings(nn.Module):
         rows = rows - rows.mean(0)
         self.rows: Tensor
         self.register_buffer("rows", rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-6), persistent=False)
+
+    def of(self, ids: Tensor) -> Tensor:
+        """Rows of tokens ``[..., E]``."""
+        return self.rows[ids]
+
+    def products(self, direction: Tensor) -> Tensor:
+        """Products of directions ``[..., E]`` with all rows ``[..., V]``."""
+        return direction @ self.rows.T
+
+
+class _SharedEmbeddings(nn.Module):
+    """The same of weights that stand elsewhere: what has the vocabulary's size here is one number a token.
+
+    Args:
+        weights: Returns them ``[V, E]``; they never change.
+    """
+
+    def __init__(self, weights: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self._weights = weights
+        self.mean: Tensor
+        self.lengths: Tensor
+        self.register_buffer("mean", weights().detach().mean(0, dtype=torch.float32), persistent=False)
+        lengths = torch.cat([part.norm(dim=-1) for part in self._centred()])
+        self.register_buffer("lengths", lengths.clamp(min=1e-6), persistent=False)
+
+    def _centred(self) -> Iterator[Tensor]:
+        """Some rows at a time."""
+        return (part.float() - self.mean for part in torch.split(self._weights().detach(), 2**13))
+
+    def of(self, ids: Tensor) -> Tensor:
+        """Rows of tokens ``[..., E]``."""
+        return (self._weights().detach()[ids].float() - self.mean) / self.lengths[ids].unsqueeze(-1)
+
+    def products(self, direction: Tensor) -> Tensor:
+        """Products of directions ``[..., E]`` with all rows ``[..., V]``."""
+        return torch.cat([direction @ part.T for part in self._centred()], dim=-1) / self.lengths
 
 
 class Critic(nn.Module):

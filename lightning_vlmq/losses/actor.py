@@ -6,7 +6,7 @@ from torch import Tensor
 from lightning_vlmq.losses.expectation import Support
 from lightning_vlmq.losses.reductions import counted, turn_mean
 
-__all__ = ["afsft_loss", "max_q_loss", "token_log_probs"]
+__all__ = ["afsft_loss", "max_q_loss", "policy_value", "token_log_probs"]
 
 
 def token_log_probs(logits: Tensor, ids: Tensor) -> Tensor:
@@ -32,22 +32,31 @@ def afsft_loss(log_pi_a: Tensor, accepted: Tensor, mask: Tensor, weight: Tensor 
     return turn_mean(torch.where(read, -log_pi_a, 0.0) * torch.where(read, accepted, 0.0), mask, weight)
 
 
-def max_q_loss(
-    logits: Tensor, q: Tensor, mask: Tensor, weight: Tensor | None = None, support: Support | None = None
-) -> Tensor:
-    """- E_{v ~ pi} Q(v) through pi alone: the actor that fails in fig. 5.
+def policy_value(logits: Tensor, q: Tensor, read: Tensor | None = None, support: Support | None = None) -> Tensor:
+    """E_{v ~ pi} Q(v) ``[...]``, of which a gradient flows through pi alone.
 
     Args:
-        logits: Of the language head ``[B, T, V]``.
-        q: Values ``[B, T, V]``, or ``[B, T, K]`` of the support's tokens; no gradient reaches the critic.
-        mask: True at tokens of the reply ``[B, T]``.
-        weight: Of the turns ``[B]``.
+        logits: Of the language head ``[..., V]``.
+        q: Values ``[..., V]``, or ``[..., K]`` of the support's tokens; no gradient reaches the critic.
+        read: True where the loss reads the result ``[...]``; elsewhere logits and values may be anything.
         support: Tokens that pi is renormalised over; ``None`` is the whole vocabulary, as in the paper.
     """
-    read = counted(mask, weight).unsqueeze(-1)
     if support is not None:
         logits = logits if support.ids is None else logits.gather(-1, support.ids)
         logits = logits.float().masked_fill(support.probs == 0, -torch.inf)
-    probs = torch.where(read, logits.float(), 0.0).softmax(-1)
-    values = torch.where(read & (probs > 0), q.detach().float(), 0.0)
-    return turn_mean(-(probs * values).sum(-1), mask, weight)
+    logits, q = logits.float(), q.detach().float()
+    if read is not None:
+        logits, q = (torch.where(read.unsqueeze(-1), each, 0.0) for each in (logits, q))
+    probs = logits.softmax(-1)
+    return (probs * torch.where(probs > 0, q, 0.0)).sum(-1)
+
+
+def max_q_loss(value: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
+    """- E_{v ~ pi} Q(v), a mean over tokens, then turns: the actor that fails in fig. 5.
+
+    Args:
+        value: Of :func:`policy_value` ``[B, T]``.
+        mask: True at tokens of the reply ``[B, T]``.
+        weight: Of the turns ``[B]``.
+    """
+    return turn_mean(-value, mask, weight)

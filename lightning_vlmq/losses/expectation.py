@@ -54,7 +54,10 @@ def policy_support(
     probs = (logits / temperature).softmax(-1)
     if top_k is None and top_p is None and min_p <= 0:
         return Support(None, probs)
-    probs, ids = probs.topk(min(top_k or probs.shape[-1], probs.shape[-1]), dim=-1)
+    kept = min(top_k or probs.shape[-1], probs.shape[-1])
+    if min_p > 0:  # the k-th likeliest token has at most 1 / k
+        kept = min(kept, int(1 / min_p) + 1)
+    probs, ids = probs.topk(kept, dim=-1)
     keep = probs >= min_p
     if top_p is not None:
         # a token stays while those before it have not reached top_p

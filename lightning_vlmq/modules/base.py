@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from lightning_vlmq.batches import TokenBatch
 from lightning_vlmq.modules.judgement import Judgement, language_judgement
 from lightning_vlmq.modules.optim import clip_groups
+from lightning_vlmq.modules.reading import at_replies
 from lightning_vlmq.modules.sharding import before_loading, check_shardable, shard
 from lightning_vlmq.vlm import VLM
 
@@ -103,8 +104,12 @@ class AgentModule(L.LightningModule):
             alternatives: Other tokens to name at each place, the likeliest ones.
         """
         with self.vlm.inference():
-            logits = self.vlm.logits(batch.predicting(self.vlm.hidden(batch.inputs)))
-        return language_judgement(logits, batch.reply_ids, self.vlm.forbidden_ids, alternatives)
+            hidden = batch.predicting(self.vlm.hidden(batch.inputs))
+
+        def of_chunk(hidden: Tensor, ids: Tensor) -> Judgement:
+            return language_judgement(self.vlm.logits(hidden), ids, self.vlm.forbidden_ids, alternatives)
+
+        return at_replies(of_chunk, batch.mask, hidden, batch.reply_ids, vlm=self.vlm)
 
     # -- checkpoints ----------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from lightning_vlmq.batches import TokenBatch
 from lightning_vlmq.losses import last_token
+from lightning_vlmq.modules.reading import Reading
 
 __all__ = ["diagnostics"]
 
@@ -12,25 +13,17 @@ __all__ = ["diagnostics"]
 @torch.no_grad()
 def diagnostics(
     batch: TokenBatch,
-    logits: Tensor,
-    log_pi: Tensor,
-    q_a: Tensor,
-    adv: Tensor,
+    reading: Reading,
     accepted: Tensor,
     targets: Tensor,
-    seen_tokens: Tensor,
 ) -> dict[str, Tensor]:
     """Means over a batch's reply tokens, by name, NaN where there are none; values are in units of reward.
 
     Args:
         batch: The batch.
-        logits: Of the language head ``[B, T, V]``.
-        log_pi: Of the reply's tokens ``[B, T]``.
-        q_a: Values of the reply's tokens ``[B, T]``.
-        adv: Their advantages ``[B, T]``.
-        accepted: Their filter weights ``[B, T]``.
+        reading: What was read off the vocabulary, statistics and the critic's part included.
+        accepted: Filter weights of the reply's tokens ``[B, T]``.
         targets: Their TD targets ``[B, T]``.
-        seen_tokens: True for tokens that occurred in the data, of which the first rank's batches tell ``[V]``.
     """
     mask = batch.mask
     valid = mask & batch.valid.unsqueeze(-1)
@@ -45,17 +38,18 @@ def diagnostics(
         "last_token": last & valid,
         "inner_tokens": valid & ~first & ~last,
     }
-    probabilities = logits.float().softmax(-1)
-    entropy = -(probabilities * probabilities.clamp(min=1e-12).log()).sum(-1)
-    unseen = probabilities[..., ~seen_tokens].sum(-1)
+    assert reading.appraisal is not None
+    assert reading.entropy is not None
+    assert reading.unseen is not None
+    q_a, adv = reading.appraisal.q_a, reading.appraisal.adv
     passed = (accepted > 0).float()
     error = (q_a - targets).abs()
     logs = {f"filter/pass_rate_{kind}": passed[where].mean() for kind, where in kinds.items()}
     logs |= {f"critic/advantage_{kind}": adv[where].float().mean() for kind, where in kinds.items()}
     return logs | {
-        "policy/log_prob": log_pi[mask].mean(),
-        "policy/entropy": entropy[mask].mean(),
-        "policy/mass_on_unseen_tokens": unseen[mask].mean(),
+        "policy/log_prob": reading.log_pi[mask].mean(),
+        "policy/entropy": reading.entropy[mask].mean(),
+        "policy/mass_on_unseen_tokens": reading.unseen[mask].mean(),
         "critic/q": q_a[mask].mean(),
         "critic/v": (q_a - adv)[mask].mean(),
         "critic/advantage_std": adv[mask].float().std(unbiased=False),

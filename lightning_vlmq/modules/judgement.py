@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from lightning_vlmq.batches import TokenBatch
-from lightning_vlmq.losses import action_probability, token_log_probs
+from lightning_vlmq.losses import token_log_probs
 from lightning_vlmq.modules.filtering import Verdict
+from lightning_vlmq.modules.reading import Appraisal, Others, likeliest_others
 
 __all__ = ["CriticJudgement", "Judgement", "critic_judgement", "language_judgement"]
 
@@ -65,23 +66,21 @@ def language_judgement(logits: Tensor, reply_ids: Tensor, forbidden_ids: Sequenc
     """The language head's part.
 
     Args:
-        logits: At the reply's tokens ``[B, T, V]``.
-        reply_ids: The tokens ``[B, T]``.
+        logits: At the reply's tokens ``[..., V]``.
+        reply_ids: The tokens ``[...]``.
         forbidden_ids: Tokens that generation never samples.
         alternatives: K.
     """
-    others = logits.float().scatter(-1, reply_ids.unsqueeze(-1), -torch.inf)
-    others[..., list(forbidden_ids)] = -torch.inf
-    ids = others.topk(alternatives, dim=-1).indices
-    found = [token_log_probs(logits, each) for each in ids.unbind(-1)]
-    return Judgement(token_log_probs(logits, reply_ids), ids, torch.stack(found, dim=-1))
+    found = likeliest_others(logits, reply_ids, forbidden_ids, alternatives)
+    return Judgement(token_log_probs(logits, reply_ids), *found)
 
 
 @torch.no_grad()
 def critic_judgement(
     batch: TokenBatch,
+    appraisal: Appraisal,
     verdict: Verdict,
-    others: Tensor,
+    others: Others,
     q_others: Tensor,
     *,
     imitates: bool,
@@ -93,24 +92,24 @@ def critic_judgement(
 
     Args:
         batch: The turns.
-        verdict: What the critic says of their replies.
-        others: The alternatives ``[B, T, K]``.
+        appraisal: What critic and policy make of their replies.
+        verdict: What the filter makes of that.
+        others: The alternatives.
         q_others: Their values ``[B, T, K]``.
         imitates: Whether the actor imitates.
         threshold: Of the filter.
         r_t: Rewards of the token transitions ``[B, T]``.
         discount_t: Their discounts ``[B, T]``.
     """
-    support, q_a, adv, accepted, guarded = verdict
     return CriticJudgement(
-        q=q_a,
-        v=q_a - adv,
-        share=action_probability(support, batch.reply_ids),
-        advantage=adv,
-        weight=accepted * batch.imitate.unsqueeze(-1) if imitates else None,
-        guarded=guarded,
+        q=appraisal.q_a,
+        v=appraisal.q_a - appraisal.adv,
+        share=appraisal.pi_a,
+        advantage=appraisal.adv,
+        weight=verdict.accepted * batch.imitate.unsqueeze(-1) if imitates else None,
+        guarded=verdict.guarded,
         q_alternatives=q_others,
-        share_alternatives=torch.stack([action_probability(support, ids) for ids in others.unbind(-1)], dim=-1),
+        share_alternatives=others.share,
         threshold=threshold,
         r_t=r_t,
         discount_t=discount_t,

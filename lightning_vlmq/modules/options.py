@@ -45,9 +45,10 @@ def check_options(hp: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} {hp[name]}: give a number of batches, at least {int(name == 'critic_memory')}")
     if hp["critic_replay"] and hp["critic_states"] != "base":
         raise ValueError("critic_replay needs critic_states: base (others change with the adapter)")
-    if hp["critic_replay"] and hp["top_k"] is None and hp["top_p"] is None:
+    if hp["critic_replay"] and hp["top_k"] is None and (hp["top_p"] is None or hp["min_probability"] == 0):
         raise ValueError(
-            "critic_replay needs top_k or top_p: a vocabulary's probabilities a token are too much to keep"
+            "critic_replay needs top_k, or top_p with min_probability above 0: a vocabulary's probabilities a token "
+            "are too much to keep"
         )
     for name in ("lr", "vision_lr", "critic_lr", "weight_decay"):
         if hp[name] is not None and hp[name] < 0:

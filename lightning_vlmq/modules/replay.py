@@ -11,8 +11,9 @@ from torch.nn.functional import pad
 
 from lightning_vlmq.batches import TokenBatch
 from lightning_vlmq.losses import Support
+from lightning_vlmq.modules.reading import Appraisal
 
-__all__ = ["CriticReplay", "Transitions", "transitions"]
+__all__ = ["Apart", "Backed", "CriticReplay", "Transitions", "transitions"]
 
 
 class Transitions(NamedTuple):
@@ -20,7 +21,7 @@ class Transitions(NamedTuple):
 
     Attributes:
         states: Hidden states that the critic reads ``[B, T, D]``.
-        support: What expectations under pi run over, at each of them ``[B, T, K]``.
+        support: What expectations under pi run over, at each of them ``[B, T, K]``; ``None`` where nothing is replayed.
         reply_ids: Tokens of the reply ``[B, T]``.
         mask: True at tokens that count ``[B, T]``.
         next_states: First states of the next turns, where there are any ``[B', D]``.
@@ -32,21 +33,51 @@ class Transitions(NamedTuple):
     """
 
     states: Tensor
-    support: Support
+    support: Support | None
     reply_ids: Tensor
     mask: Tensor
     next_states: Tensor
-    next_support: Support
+    next_support: Support | None
     has_next: Tensor
     reward: Tensor
     terminated: Tensor
     weight: Tensor
 
 
+class Backed(NamedTuple):
+    """What targets of transitions are made of, by the target critic and the policy; no gradient.
+
+    Attributes:
+        v: E_pi of the target critic in each state ``[B, T]``.
+        q_a: Its values of the reply's tokens ``[B, T]``.
+        pi_a: Their probabilities in the expectation ``[B, T]``.
+        next_v: E_pi of the target critic in the next turns' first states ``[B']``.
+    """
+
+    v: Tensor
+    q_a: Tensor
+    pi_a: Tensor
+    next_v: Tensor
+
+
+class Apart(NamedTuple):
+    """Next turns that a batch does not hold, as they were read.
+
+    Attributes:
+        states: Their first states as the critic reads them ``[N, D]``.
+        v: E_pi of the target critic there ``[N]``.
+        support: What that runs over ``[N, K]``; ``None`` where nothing is replayed.
+    """
+
+    states: Tensor
+    v: Tensor
+    support: Support | None
+
+
 @torch.no_grad()
 def transitions(
-    batch: TokenBatch, states: Tensor, support: Support, apart: tuple[Tensor, Support] | None
-) -> Transitions:
+    batch: TokenBatch, states: Tensor, appraisal: Appraisal, apart: Apart | None
+) -> tuple[Transitions, Backed]:
     """What the critic's loss takes of a batch.
 
     A next turn in the batch has its first state there, where its reply's first token is predicted (section "One step"
@@ -55,8 +86,8 @@ def transitions(
     Args:
         batch: The turns.
         states: What the critic reads of them ``[B, T, D]``.
-        support: What expectations under pi run over, at each of these states ``[B, T, K]``.
-        apart: The same two of the next turns that were read apart, ``[B', D]`` and ``[B', K]``; ``None`` if none was.
+        appraisal: What was read off the vocabulary there.
+        apart: Next turns that were read apart; ``None`` if none was.
     """
     there, others = batch.has_next.nonzero().squeeze(-1), (batch.has_next & ~batch.next_in_batch).nonzero().squeeze(-1)
 
@@ -66,20 +97,25 @@ def transitions(
             first[others] = read.to(first.dtype)
         return first[there]
 
-    read, read_ids, read_probs = (None, None, None) if apart is None else (apart[0], *apart[1])
-    ids = None if support.ids is None else following(support.ids, read_ids)
-    return Transitions(
+    support = next_support = appraisal.support
+    if support is not None:
+        read_ids, read_probs = (None, None) if apart is None or apart.support is None else apart.support
+        ids = None if support.ids is None else following(support.ids, read_ids)
+        next_support = Support(ids, following(support.probs, read_probs))
+    next_v = following(appraisal.target_v, None if apart is None else apart.v)
+    seen = Transitions(
         states=states,
         support=support,
         reply_ids=batch.reply_ids,
         mask=batch.mask,
-        next_states=following(states, read),
-        next_support=Support(ids, following(support.probs, read_probs)),
+        next_states=following(states, None if apart is None else apart.states),
+        next_support=next_support,
         has_next=batch.has_next,
         reward=batch.reward,
         terminated=batch.terminated,
         weight=batch.weight * batch.td,
     )
+    return seen, Backed(appraisal.target_v, appraisal.target_q_a, appraisal.pi_a, next_v)
 
 
 class CriticReplay:
@@ -129,6 +165,7 @@ def _widened(batch: Transitions, width: int) -> Transitions:
     more = width - batch.mask.shape[1]
     if not more:
         return batch
+    assert batch.support is not None
     ids, probs = batch.support
     support = Support(None if ids is None else pad(ids, (0, 0, 0, more)), pad(probs, (0, 0, 0, more)))
     return batch._replace(

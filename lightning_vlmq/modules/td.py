@@ -16,7 +16,7 @@ from lightning_vlmq.losses import (
     token_rewards_and_discounts,
     tree_backup,
 )
-from lightning_vlmq.modules.replay import CriticReplay, Transitions
+from lightning_vlmq.modules.replay import Backed, CriticReplay, Transitions
 from lightning_vlmq.normalisation import PopArt, Standardise
 from lightning_vlmq.vlm import VLM
 
@@ -36,7 +36,9 @@ def make_critic(vlm: VLM, options: Mapping[str, Any]) -> Critic:
     if options["critic"] == "mlp":
         head = MLPCritic(size, vlm.vocab_size, width=width)
     else:
-        head = EmbeddingCritic(size, vlm.token_embeddings().detach(), width=width)
+        # the base's weights stand where an adapter is trained, not where all of the language model is
+        embeddings = vlm.token_embeddings if vlm.has_base else vlm.token_embeddings().detach()
+        head = EmbeddingCritic(size, embeddings, width=width)
     popart = PopArt(step=options["popart_step"], init=init or 1.0, enabled=init is not None)
     return Critic(head, popart, Standardise(size, enabled=options["critic_inputs"] == "standardised"))
 
@@ -71,7 +73,7 @@ class TDLearning:
         if len(self.replay):
             old = self.replay.draw(number, seen.states.device)
             again = self.critic.q_normalised(old.states, old.reply_ids.unsqueeze(-1)).squeeze(-1)
-            own = (own + number * self._loss(old, again, self.targets(old))) / (1 + number)
+            own = (own + number * self._loss(old, again, self.targets(old, self.backed(old)))) / (1 + number)
         self.replay.add(seen)
         return own
 
@@ -80,20 +82,26 @@ class TDLearning:
         return td_loss(prediction, normalised, of.mask, of.weight, self.options["td_huber"])
 
     @torch.no_grad()
-    def targets(self, of: Transitions) -> Tensor:
+    def backed(self, of: Transitions) -> Backed:
+        """What the target critic says now of earlier transitions, by the policy of their day."""
+        assert of.support is not None
+        assert of.next_support is not None
+        return Backed(
+            v=expectation(self.critic.q_target(of.states, of.support.ids), of.support),
+            q_a=self.critic.q_target(of.states, of.reply_ids.unsqueeze(-1)).squeeze(-1),
+            pi_a=action_probability(of.support, of.reply_ids),
+            next_v=expectation(self.critic.q_target(of.next_states, of.next_support.ids), of.next_support),
+        )
+
+    @torch.no_grad()
+    def targets(self, of: Transitions, by: Backed) -> Tensor:
         """TD targets ``[B, T]``: tree backup inside the turn, the next turn's value behind it (eq. 2)."""
-        mask = of.mask
-        value = expectation(self.critic.q_target(of.states, of.support.ids), of.support)
-        q_a = self.critic.q_target(of.states, of.reply_ids.unsqueeze(-1)).squeeze(-1)
-        pi_a = action_probability(of.support, of.reply_ids)
-        v_t, q_a_t, pi_a_t = (torch.cat([x[:, 1:], torch.zeros_like(x[:, :1])], dim=1) for x in (value, q_a, pi_a))
+        v_t, q_a_t, pi_a_t = (torch.cat([x[:, 1:], torch.zeros_like(x[:, :1])], dim=1) for x in by[:3])
         following = torch.zeros(len(of.reward), dtype=v_t.dtype, device=v_t.device)
-        if len(of.next_states):
-            values = expectation(self.critic.q_target(of.next_states, of.next_support.ids), of.next_support)
-            following[of.has_next] = values.to(v_t.dtype)
-        v_t = torch.where(last_token(mask), following.unsqueeze(-1), v_t)
+        following[of.has_next] = by.next_v.to(v_t.dtype)
+        v_t = torch.where(last_token(of.mask), following.unsqueeze(-1), v_t)
         r_t, discount_t = self.rewards_and_discounts(of)
-        return tree_backup(r_t, discount_t, v_t, q_a_t, pi_a_t, mask, self.options["trace"])
+        return tree_backup(r_t, discount_t, v_t, q_a_t, pi_a_t, of.mask, self.options["trace"])
 
     def rewards_and_discounts(self, of: TokenBatch | Transitions) -> tuple[Tensor, Tensor]:
         """Of each token transition ``[B, T]``."""

@@ -8,14 +8,15 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from lightning_vlmq.batches import TokenBatch
-from lightning_vlmq.losses import Support, afsft_loss, max_q_loss, token_log_probs
+from lightning_vlmq.losses import afsft_loss, max_q_loss
 from lightning_vlmq.modules.base import AgentModule
 from lightning_vlmq.modules.diagnostics import diagnostics
-from lightning_vlmq.modules.filtering import Verdict, judged, support_of
-from lightning_vlmq.modules.judgement import Judgement, critic_judgement, language_judgement
+from lightning_vlmq.modules.filtering import Verdict, filtered
+from lightning_vlmq.modules.judgement import Judgement, critic_judgement
 from lightning_vlmq.modules.optim import groups_of, make_optimizer
 from lightning_vlmq.modules.options import check_callbacks, check_options
-from lightning_vlmq.modules.replay import transitions
+from lightning_vlmq.modules.reading import Appraisal, Reading, VocabularyReader
+from lightning_vlmq.modules.replay import Apart, transitions
 from lightning_vlmq.modules.td import TDLearning, make_critic
 from lightning_vlmq.vlm import VLM
 
@@ -26,7 +27,7 @@ class _Heads(NamedTuple):
     """What one forward returns, at reply positions only."""
 
     states: Tensor  # [B, T, D], what the critic reads
-    logits: Tensor  # [B, T, V]
+    reading: Reading  # of the vocabulary
     prediction: Tensor  # [B, T], normalised Q of the reply's tokens
 
 
@@ -135,6 +136,7 @@ class VLMQ(AgentModule):
         self.filter_temperature = filter_temperature
         self.critic = make_critic(vlm, self.hparams)
         self.td = TDLearning(self.critic, self.hparams)
+        self.reader = VocabularyReader(vlm, self.critic, self.hparams)
         if td_weight == 0:
             self.critic.requires_grad_(False)
         # what generation never samples has no weight in expectations either
@@ -147,12 +149,14 @@ class VLMQ(AgentModule):
 
     # -- the algorithm --------------------------------------------------------------------------------------
 
-    def forward(self, batch: TokenBatch) -> _Heads:
-        """Hidden states of a batch's replies and both heads on them."""
+    def forward(self, batch: TokenBatch, alternatives: int = 0) -> _Heads:
+        """Both heads on a batch's replies, and so many other tokens that the language head might have said."""
         hidden, states = self._hidden(batch.inputs)
-        states = batch.predicting(states)
+        hidden, states = batch.predicting(hidden), batch.predicting(states)
         prediction = self.critic.q_normalised(states, batch.reply_ids.unsqueeze(-1)).squeeze(-1)
-        return _Heads(states, self.vlm.logits(batch.predicting(hidden)), prediction)
+        seen = None if alternatives or not self.should_log() else self.seen_tokens
+        reading = self.reader.replies(batch, hidden, states, self.allowed_tokens, seen=seen, alternatives=alternatives)
+        return _Heads(states, reading, prediction)
 
     def _hidden(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Hidden states that the language head reads and those that the critic reads, ``[B, S, D]`` each."""
@@ -165,36 +169,34 @@ class VLMQ(AgentModule):
         """Joint loss (eq. 7) and the quantities to log."""
         hp = self.hparams
         heads = self(batch)
-        log_pi = token_log_probs(heads.logits, batch.reply_ids)
+        log_pi, appraisal = heads.reading.log_pi, heads.reading.appraisal
         imitate_weight = batch.weight * batch.imitate
         shown = {"prompts/cut": batch.prompt_cut.float().mean()}
-        if hp["td_weight"] == 0:  # a critic that nothing trains has no say
+        if appraisal is None:  # a critic that nothing trains has no say
             loss = afsft_loss(log_pi, torch.ones_like(log_pi), batch.mask, imitate_weight)
             return loss, {"loss/actor": loss.detach(), "policy/log_prob": log_pi[batch.mask].mean().detach(), **shown}
 
-        support, q_a, adv, accepted, guarded = self._verdict(batch, heads)
-        if hp["actor"] == "max_q":
-            actor = max_q_loss(
-                heads.logits, self.critic.q(heads.states.detach()), batch.mask, imitate_weight * batch.td
-            )
+        accepted, guarded = self._verdict(batch, appraisal)
+        if heads.reading.expected_q is not None:
+            actor = max_q_loss(heads.reading.expected_q, batch.mask, imitate_weight * batch.td)
         else:
             actor = afsft_loss(log_pi, accepted, batch.mask, imitate_weight)
 
-        seen = transitions(batch, heads.states, support, self._apart(batch))
-        targets = self.td.targets(seen)
+        seen, backed = transitions(batch, heads.states, appraisal, self._apart(batch))
+        targets = self.td.targets(seen, backed)
         if self.training:
             self.critic.observe(seen.states, targets, seen.mask, seen.weight)
         critic = self.td.loss(seen, heads.prediction, targets, replay=self.training)
         loss = actor + hp["td_weight"] * critic
         logs = {"loss/actor": actor.detach(), "loss/critic": critic.detach()}
-        if self.should_log():
+        if heads.reading.entropy is not None:  # statistics were asked for
             logs |= shown
-            logs |= diagnostics(batch, heads.logits, log_pi, q_a, adv, accepted, targets, self.seen_tokens)
+            logs |= diagnostics(batch, heads.reading, accepted, targets)
             logs["filter/guard_engaged"] = guarded.float()
             logs["popart/mean"] = self.critic.popart.mu.clone()
             logs["popart/scale"] = self.critic.popart.sigma
             if self.threshold is not None:
-                logs["filter/threshold"] = adv.new_tensor(self.threshold)
+                logs["filter/threshold"] = loss.new_tensor(self.threshold)
         return loss, logs
 
     @torch.no_grad()
@@ -207,39 +209,38 @@ class VLMQ(AgentModule):
         if hp["td_weight"] == 0:
             return super().judge(batch, alternatives)
         with self.vlm.inference():
-            heads = self(batch)
-        found = language_judgement(heads.logits, batch.reply_ids, self.vlm.forbidden_ids, alternatives)
+            heads = self(batch, alternatives)
+        (log_pi, _, appraisal, *_, others) = heads.reading
+        assert appraisal is not None
+        assert others is not None
         r_t, discount_t = self.td.rewards_and_discounts(batch)
         critic = critic_judgement(
             batch,
-            self._verdict(batch, heads),
-            found.alternatives,
-            self.critic.q(heads.states, found.alternatives),
+            appraisal,
+            self._verdict(batch, appraisal),
+            others,
+            self.critic.q(heads.states, others.ids),
             imitates=hp["actor"] != "max_q",
             threshold=self.threshold,
             r_t=r_t,
             discount_t=discount_t,
         )
-        return found._replace(critic=critic)
+        return Judgement(log_pi, others.ids, others.log_pi, critic)
 
-    def _verdict(self, batch: TokenBatch, heads: _Heads) -> Verdict:
-        """Values, advantages and the filter's weights of the reply's tokens."""
-        support, threshold = self._support(heads.logits), self.threshold
-        return judged(batch, self.critic, heads.states, support, threshold, self.filter_temperature, self.hparams)
-
-    def _support(self, logits: Tensor) -> Support:
-        return support_of(logits, self.allowed_tokens, self.hparams)
+    def _verdict(self, batch: TokenBatch, appraisal: Appraisal) -> Verdict:
+        """The filter's weights of the reply's tokens."""
+        return filtered(batch, appraisal.adv, self.threshold, self.filter_temperature, self.hparams)
 
     @torch.no_grad()
-    def _apart(self, batch: TokenBatch) -> tuple[Tensor, Support] | None:
-        """First states and support of the next turns that the batch does not hold, from a pass in inference mode."""
+    def _apart(self, batch: TokenBatch) -> Apart | None:
+        """Next turns that the batch does not hold, from a pass in inference mode."""
         found = len(batch.next_positions)
         if not found and not self.in_shards:  # else a rank that needs none holds parts that others ask for
             return None
         with self.vlm.inference():
             hidden, read = self._hidden(batch.next_inputs if found else batch.inputs)
         rows = torch.arange(found, device=hidden.device), batch.next_positions
-        return read[rows], self._support(self.vlm.logits(hidden[rows]))
+        return Apart(read[rows], *self.reader.first_states(hidden[rows], read[rows], self.allowed_tokens))
 
     # -- checkpoints ----------------------------------------------------------------------------------------
 

@@ -82,6 +82,27 @@ def test_the_embedding_critic_keeps_a_copy() -> None:
     assert torch.equal(frozen(head), kept)
 
 
+def test_shared_embeddings_give_the_values_of_a_copy() -> None:
+    table = nn.Parameter(torch.randn(V, 8) + 3)
+    copied = trained(lambda: EmbeddingCritic(D, table.detach(), width=16))
+    shared = fresh(EmbeddingCritic(D, lambda: table, width=16))
+    assert {tuple(buffer.shape) for buffer in shared.online.buffers()} == {(8,), (V,)}  # nothing of V x 8 is its own
+    assert shared.online.tokens is shared.target.tokens
+    assert shared.state_dict().keys() == copied.state_dict().keys()
+    shared.load_state_dict(copied.state_dict())
+    ids = torch.randint(V, (3, 5, 7), generator=torch.Generator().manual_seed(0))
+    for h, of in ((hidden(3, 5), None), (hidden(3, 5), ids)):
+        torch.testing.assert_close(shared.q(h, of), copied.q(h, of), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(shared.q_target(h, of), copied.q_target(h, of), atol=1e-5, rtol=1e-5)
+    shared.q(hidden(3, 5), ids).sum().backward()
+    assert table.grad is None
+    # of weights in half precision both make the same float32 rows
+    half = table.detach().bfloat16()
+    torch.testing.assert_close(
+        EmbeddingCritic(D, lambda: half).tokens.of(ids), EmbeddingCritic(D, half).tokens.of(ids), atol=1e-5, rtol=1e-5
+    )
+
+
 # -- critic and target --------------------------------------------------------------------------------------
 
 
@@ -223,10 +244,10 @@ def test_embeddings_stay_one_copy_on_another_device_and_in_deep_copies() -> None
     for each in (critic, moved):
         assert isinstance(each.online, EmbeddingCritic)
         assert isinstance(each.target, EmbeddingCritic)
-        assert each.online.embeddings is each.target.embeddings
+        assert each.online.tokens.rows is each.target.tokens.rows
     assert isinstance(moved.online, EmbeddingCritic)
     assert isinstance(critic.online, EmbeddingCritic)
-    assert (moved.online.embeddings.device.type, critic.online.embeddings.device.type) == ("meta", "cpu")
+    assert (moved.online.tokens.rows.device.type, critic.online.tokens.rows.device.type) == ("meta", "cpu")
 
 
 def test_hidden_layers_can_be_stacked() -> None:

@@ -10,8 +10,10 @@ from torch import Tensor
 from lightning_vlmq.losses import (
     advantage_filter,
     afsft_loss,
+    counted,
     max_q_loss,
     policy_support,
+    policy_value,
     td_loss,
     token_log_probs,
     turn_mean,
@@ -110,13 +112,13 @@ def test_max_q_loss() -> None:
     logits = torch.tensor([[[1.0, 3.0], [1.0, 1.0], [1.0, 1.0]], [[3.0, 1.0]] * 3]).log()
     q = torch.tensor([[[4.0, 8.0], [2.0, 4.0], [-1.0, 0.0]], [[8.0, 0.0], [9.0, 9.0], [9.0, 9.0]]])
     # tokens 1/4 x 4 + 3/4 x 8 = 7, 3, -0.5; 6
-    assert max_q_loss(logits, q, MASK).item() == pytest.approx(-(9.5 / 3 + 6) / 2)
+    assert max_q_loss(policy_value(logits, q), MASK).item() == pytest.approx(-(9.5 / 3 + 6) / 2)
 
 
 def test_the_max_q_actor_gives_the_critic_no_gradient() -> None:
     logits = torch.zeros(2, 3, 2, requires_grad=True)
     q = torch.tensor([1.0, -1.0]).expand(2, 3, 2).clone().requires_grad_()
-    max_q_loss(logits, q, MASK).backward()
+    max_q_loss(policy_value(logits, q), MASK).backward()
     assert q.grad is None
     # Q = 1, -1 and V = 0: dV / dlogit_v = p_v (Q_v - V) = 1/2, -1/2, over tokens and turns
     assert logits.grad is not None
@@ -138,7 +140,7 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], tuple[int, ...]]] = {
     "turn_mean": (lambda a, b, mask, weight: turn_mean(a, mask, weight), ()),
     "afsft": (lambda a, b, mask, weight: afsft_loss(a, b, mask, weight), ()),
     "td": (lambda a, b, mask, weight: td_loss(a, b, mask, weight), ()),
-    "max_q": (lambda a, b, mask, weight: max_q_loss(a, b, mask, weight), (4,)),
+    "max_q": (lambda a, b, mask, weight: max_q_loss(policy_value(a, b, counted(mask, weight)), mask, weight), (4,)),
 }
 
 
@@ -184,7 +186,8 @@ def test_a_filtered_token_may_have_probability_zero() -> None:
 @pytest.mark.parametrize("poison", [NAN, INF, -INF])
 def test_max_q_reads_no_value_of_a_token_without_probability(poison: float) -> None:
     logits = torch.tensor([[[0.0, 0.0, -INF]]], requires_grad=True)
-    loss = max_q_loss(logits, torch.tensor([[[3.0, 1.0, poison]]]), torch.ones(1, 1, dtype=torch.bool))
+    value = policy_value(logits, torch.tensor([[[3.0, 1.0, poison]]]))
+    loss = max_q_loss(value, torch.ones(1, 1, dtype=torch.bool))
     loss.backward()
     assert loss.item() == -2.0
     assert logits.grad is not None
@@ -203,7 +206,8 @@ def test_max_q_over_the_nucleus() -> None:
     support = policy_support(logits, top_k=3, min_p=0.2)
     assert support.ids is not None
     assert support.ids.tolist() == [[[0, 2, 1]]]
-    loss = max_q_loss(logits, torch.tensor([[[10.0, 5.0, NAN]]]), torch.ones(1, 1, dtype=torch.bool), support=support)
+    value = policy_value(logits, torch.tensor([[[10.0, 5.0, NAN]]]), support=support)
+    loss = max_q_loss(value, torch.ones(1, 1, dtype=torch.bool))
     loss.backward()
     assert loss.item() == pytest.approx(-8.0)
     assert logits.grad is not None

@@ -56,8 +56,7 @@ def test_batches_of_any_width_are_joined(vlm: VLM, halves: list[TokenBatch]) -> 
         tuple(half.mask.sum(1).tolist()) for half in halves
     }
     # targets are what they are in a batch of their own
-    targets = module.td.targets(drawn)
-    apart = [module.td.targets(batch) for batch in module.td.replay._batches]
+    targets, *apart = [module.td.targets(of, module.td.backed(of)) for of in (drawn, *module.td.replay._batches)]
     for row in range(0, 80, 4):
         found = targets[row : row + 4]
         width = next(t.shape[1] for t in apart if torch.allclose(t, found[:, : t.shape[1]], atol=1e-4))
@@ -89,5 +88,7 @@ def test_states_that_the_adapter_changes_are_not_replayed(vlm: VLM) -> None:
         VLMQ(vlm, critic_states="adapted", critic_replay=1)
     with pytest.raises(ValueError, match="critic_memory 0: give a number of batches, at least 1"):
         VLMQ(vlm, critic_memory=0)
-    with pytest.raises(ValueError, match="critic_replay needs top_k or top_p"):
+    with pytest.raises(ValueError, match="critic_replay needs top_k, or top_p with min_probability above 0"):
         VLMQ(vlm, critic_replay=1, top_k=None)
+    with pytest.raises(ValueError, match="critic_replay needs top_k, or top_p with min_probability above 0"):
+        VLMQ(vlm, critic_replay=1, top_k=None, top_p=0.9, min_probability=0.0)

@@ -27,7 +27,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_vlmq import VLM, VLMQ, AgentEnv, EpisodeEvaluation, Inspection, OfflineToOnline, OnlineCollector
 from lightning_vlmq import RandomState, Report, TargetCriticEMA
+from lightning_vlmq import chunks
 from lightning_vlmq.envs import NumberLine
+
+chunks.CHUNK = 4 * 3072  # logits of four tokens at a time
 
 class Note(L.Callback):
     def __init__(self):

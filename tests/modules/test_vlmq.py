@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from lightning_vlmq import VLM, VLMQ
 from lightning_vlmq.batches import TokenBatch, TurnEncoder
+from lightning_vlmq.modules.reading import support_of
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_accumulation_equals_one_batch(vlm: VLM, encoder: TurnEncoder, pairs: li
 
 def test_placeholders_weigh_nothing_in_expectations(vlm: VLM, batch: TokenBatch) -> None:
     module = VLMQ(vlm, top_k=None)
-    support = module._support(torch.zeros(2, 3, vlm.vocab_size))
+    support = support_of(torch.zeros(2, 3, vlm.vocab_size), module.allowed_tokens, module.hparams)
     assert support.ids is None
     assert (support.probs[..., list(vlm.forbidden_ids)] == 0).all()
     assert float(support.probs[0, 0, vlm.stop_ids[0]]) == pytest.approx(1 / (vlm.vocab_size - len(vlm.forbidden_ids)))

@@ -1,6 +1,5 @@
 """Memory of a fit before it runs: parameters, memory by part and by stage, and the largest batch that fits a card."""
 
-import itertools
 import math
 import sys
 from collections.abc import Sequence
@@ -10,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lightning_vlmq.chunks import CHUNK
 from lightning_vlmq.datamodules import Demonstrations
 from lightning_vlmq.estimate.batch import LongestTurns
 from lightning_vlmq.estimate.parts import Part, weights_by_part, weights_of
@@ -42,7 +40,7 @@ class Estimate(NamedTuple):
         states: The optimiser's state.
         critic_memory: Batches that the critic replays.
         step: A step of training.
-        sizes: Turns and a step's peak of this batch and larger ones; between them it grows evenly, and beyond.
+        a_turn: What each further turn of the batch adds to a step's peak.
         stages: Peaks of what a fit does, a step of training among it, by name.
         batch_size: Turns of the batch.
         prompt_tokens: Of each of its prompts, pictures included.
@@ -54,7 +52,7 @@ class Estimate(NamedTuple):
     states: int
     critic_memory: int
     step: StepMemory
-    sizes: list[tuple[int, int]]
+    a_turn: float
     stages: dict[str, int]
     batch_size: int
     prompt_tokens: int
@@ -70,16 +68,7 @@ class Estimate(NamedTuple):
         room = card_gb * _GB * _USABLE - _CONTEXT
         if any(peak > room for name, peak in self.stages.items() if name != _TRAINING):
             return 0
-        pairs = list(itertools.pairwise(self.sizes))
-        # the first ones between which it outgrows the card
-        (size, peak), (larger, above) = next((pair for pair in pairs if pair[1][1] > room), pairs[-1])
-        return max(0, math.floor(size + (room - peak) * (larger - size) / (above - peak)))
-
-    @property
-    def a_turn(self) -> float:
-        """What each further turn adds to a step's peak in large batches."""
-        (size, peak), (larger, above) = self.sizes[-2:]
-        return (above - peak) / (larger - size)
+        return max(0, math.floor(self.batch_size + (room - self.stages[_TRAINING]) / self.a_turn))
 
 
 _TRAINING = "training step"
@@ -131,11 +120,8 @@ def estimate(
     step = training.step(turns.batch(data.batch_size))
     critic_memory = training.critic_memory
     beside = buckets + critic_memory + other
+    twice = training.step(turns.batch(2 * data.batch_size))
     stages[_TRAINING] = step.peak + buckets + other
-    # from here on the logits are read in chunks, and a turn more takes none of its own
-    whole = max(data.batch_size, CHUNK // (module.vlm.vocab_size * turns.reply_tokens))
-    larger = sorted({whole, 2 * whole} - {data.batch_size})
-    sizes = [(data.batch_size, step.peak), *((size, training.step(turns.batch(size)).peak) for size in larger)]
     # a tower that is trained encodes in the steps themselves
     if not module.vlm.trains_vision_tower and (pictures := turns.pictures(_ENCODED_AT_ONCE)):
         name = f"encoding pictures, {len(pictures)} at once"
@@ -148,7 +134,7 @@ def estimate(
         training.states,
         critic_memory,
         step,
-        [(size, peak + buckets + other) for size, peak in sizes],
+        (twice.peak - step.peak) / data.batch_size,
         stages,
         data.batch_size,
         turns.prompt_tokens,
@@ -226,9 +212,7 @@ def print_estimate(found: Estimate, cards_gb: Sequence[float], console: Console 
     table.add_row("peak of the fit", _gb(found.peak))
     console.print(table)
 
-    table = Table(
-        title=f"largest data.batch_size that fits (each turn more of a large one: {found.a_turn / _GB:.3f} GB)"
-    )
+    table = Table(title=f"largest data.batch_size that fits (each turn more: {found.a_turn / _GB:.3f} GB)")
     table.add_column("card")
     table.add_column("data.batch_size", justify="right")
     for card in cards_gb:
